@@ -1,0 +1,63 @@
+# The README's commands. `make run` and `make test` need Python 3.11, git, make and gcc, nothing else.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run test ui lint clean
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+# Any Python from 3.11 on; the versions in constraints.txt were tested with 3.11.
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$p && break; done)
+# Some of the datasets of params.yaml: make run DATASETS="aist". Default: all.
+DATASETS ?=
+PORT ?= 5000
+
+export PATH := $(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONPATH PYTHONHOME
+
+help:
+	@echo "make run    environment, data, codec, denoiser, music, scores, registered model"
+	@echo "make test   everything for the tests"
+	@echo "make ui     the MLflow UI on the project's store"
+	@echo "make lint   ruff and mypy"
+	@echo "make clean  remove caches of tools; keeps data/ and $(VENV)"
+
+# A stamp is touched last, so an interrupted installation is done again.
+$(VENV)/.run-stamp: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make needs Python 3.11 or newer: none found; install it or set PYTHON=" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing the pinned packages into $(VENV) (a few minutes, once)"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all]'
+	@touch $@
+
+$(VENV)/.test-stamp: $(VENV)/.run-stamp
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+run: $(VENV)/.run-stamp
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "make run needs a Git clone, as DVC does: run git init, or clone the repository" >&2; exit 1; }
+	@started=$$(date +%s) && \
+	$(BIN)/dvc repro $(foreach d,$(DATASETS),register@$(d)) && \
+	$(BIN)/python -m flows.summary --since $$started $(if $(DATASETS),--datasets $(DATASETS))
+
+test: $(VENV)/.test-stamp
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.test-stamp
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+ui: $(VENV)/.run-stamp
+	@uri=$$($(BIN)/python -c 'from cdcd.tracking import ensure_store; print(ensure_store())') && \
+	echo "MLflow UI: http://127.0.0.1:$(PORT) (choose \"Model training\"); Ctrl-C stops it" && \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri "$$uri" \
+	--host 127.0.0.1 --port $(PORT)
+
+clean:
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

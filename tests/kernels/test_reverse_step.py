@@ -1,0 +1,92 @@
+"""The reverse draw: its distribution, its truncation, and what may not move."""
+
+import pytest
+import torch
+
+from cdcd.diffusion.schedule import make_schedule, skipped
+from kernels.posterior_loss import posterior_log_probs
+from kernels.reverse_step import reverse_step, truncate
+
+
+def draw_many(logits, z_t, q, n=200_000, **options):
+    g = torch.Generator().manual_seed(0)
+    K = logits.shape[-1]
+    u = torch.rand(1, n, generator=g)
+    z = reverse_step(logits.expand(1, n, K), torch.full((1, n), z_t), q, u, **options)
+    return torch.bincount(z[0], minlength=K + 1).double() / n
+
+
+@pytest.mark.parametrize("z_t", [5, 2])
+@pytest.mark.parametrize("t", [1, 2, 7])
+def test_draws_follow_the_posterior(z_t, t):
+    K = 5
+    schedule = make_schedule("absorbing_uniform", K, 8, 0.3)
+    q = schedule.coefficients(torch.tensor([t]))
+    logits = torch.tensor([[[0.0, 1.0, 2.0, -1.0, 0.5]]])
+    expected = posterior_log_probs(logits, torch.tensor([[z_t]]), q)[0, 0].double().exp()
+    got = draw_many(logits, z_t, q)
+    torch.testing.assert_close(got, expected, atol=6e-3, rtol=0)
+
+
+def test_truncation_keeps_while_the_sum_before_is_below_r():
+    p = torch.tensor([0.1, 0.5, 0.1, 0.3])
+    torch.testing.assert_close(truncate(p, 0.5), torch.tensor([0.0, 0.5, 0.0, 0.0]))
+    torch.testing.assert_close(truncate(p, 0.51), torch.tensor([0.0, 0.5, 0.0, 0.3]))
+    # A tie goes to the lower index.
+    torch.testing.assert_close(truncate(p, 0.85), torch.tensor([0.1, 0.5, 0.0, 0.3]))
+    torch.testing.assert_close(truncate(p, 1.0), p)
+    torch.testing.assert_close(truncate(p, 1e-9), torch.tensor([0.0, 0.5, 0.0, 0.0]))
+
+
+def test_dropped_mass_stays_masked_but_not_at_the_end():
+    K = 4
+    schedule = make_schedule("alpha1", K, 10)
+    logits = torch.tensor([[[0.1, 0.5, 0.1, 0.3]]]).log()
+    t = torch.tensor([5])
+    q = schedule.coefficients(t)
+    stay = float(q.C_prev / q.C)
+    got = draw_many(logits, K, q, truncation=0.6)
+    assert abs(float(got[K]) - (stay + (1 - stay) * 0.2)) < 6e-3
+    assert float(got[0]) == 0.0
+    last = draw_many(logits, K, schedule.coefficients(torch.tensor([1])), truncation=0.6)
+    assert float(last[K]) == 0.0
+    torch.testing.assert_close(
+        last[:4], torch.tensor([0, 0.625, 0, 0.375]).double(), atol=6e-3, rtol=0
+    )
+
+
+def test_guidance_mixes_scores():
+    schedule = make_schedule("alpha1", 4, 10)
+    q = schedule.coefficients(torch.tensor([1]))
+    a, b = torch.randn(1, 6, 4), torch.randn(1, 6, 4)
+    u = torch.rand(1, 6)
+    z_t = torch.full((1, 6), 4)
+    mixed = reverse_step(b + 2.5 * (a - b), z_t, q, u)
+    assert torch.equal(reverse_step(a, z_t, q, u, 1.0, b, 2.5), mixed)
+    with pytest.raises(ValueError, match="null_logits"):
+        reverse_step(a, z_t, q, u, guidance=2.0)
+    with pytest.raises(ValueError, match=r"truncation must lie in \(0, 1\]"):
+        reverse_step(a, z_t, q, u, truncation=0.0)
+
+
+def test_uniform_of_almost_one_never_leaves_the_range():
+    schedule = make_schedule("absorbing_uniform", 6, 4)
+    for t in (1, 2, 4):
+        q = schedule.coefficients(torch.tensor([t]))
+        logits = torch.tensor([[[50.0, 0, 0, 0, 0, -50.0]] * 2])
+        z = reverse_step(logits, torch.tensor([[6, 0]]), q, torch.full((1, 2), 1 - 2**-24))
+        assert int(z.max()) <= 6
+        if t == 1:
+            assert int(z.max()) < 6
+
+
+def test_two_single_steps_equal_one_jump():
+    """Chapman-Kolmogorov for the forward coefficients of a jump."""
+    schedule = make_schedule("absorbing_uniform", 5, 9)
+    q = skipped(schedule, torch.tensor([6]), torch.tensor([4]))
+    from cdcd.diffusion.process import transition_matrix
+
+    Q = transition_matrix(schedule, 5) @ transition_matrix(schedule, 6)
+    torch.testing.assert_close(float(q.a + q.b), float(Q[0, 0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(float(q.b), float(Q[0, 1]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(float(q.c), float(Q[0, 5]), atol=1e-6, rtol=0)

@@ -1,0 +1,1 @@
+"""Cross-modal generation by discrete contrastive diffusion."""

@@ -1,0 +1,87 @@
+"""A codec on disk: weights in safetensors, constructor arguments and training facts in JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cdcd.codecs.jukebox import JukeboxVQVAE
+from cdcd.data.files import sha256_file
+
+WEIGHTS, FACTS = "codec.safetensors", "codec.json"
+
+
+class CodecError(ValueError):
+    """A folder that holds no usable codec; the message is one line."""
+
+
+def save_codec(codec: JukeboxVQVAE, folder: str | Path, facts: dict[str, Any]) -> None:
+    """Write `codec.safetensors` and `codec.json` into a folder that its caller renames when whole.
+
+    Args:
+        codec: its persistent tensors and arguments are written.
+        folder: must exist.
+        facts: how it was trained; JSON-able.
+    """
+    folder = Path(folder)
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in codec.state_dict().items()
+    }
+    save_file(state, folder / WEIGHTS)
+    content = {
+        "kind": "jukebox",
+        "arguments": codec.arguments,
+        "weights_sha256": sha256_file(folder / WEIGHTS),
+        "facts": facts,
+    }
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / FACTS).write_text(text + "\n", encoding="utf-8")
+
+
+def load_codec(folder: str | Path, device: str | torch.device = "cpu") -> JukeboxVQVAE:
+    """Read a codec, frozen and in evaluation mode.
+
+    Raises:
+        CodecError: a file is missing, cut short, or not the partner of the other.
+    """
+    folder = Path(folder)
+    content = read_facts(folder)
+    try:
+        codec = JukeboxVQVAE(**content["arguments"])
+        codec.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+    except (SafetensorError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CodecError(
+            f"{folder}: the codec's weights do not fit its description ({reason}); "
+            "run the codec stage again"
+        ) from None
+    codec.codebook.adopt()
+    return codec.to(device).eval().requires_grad_(False)
+
+
+def read_facts(folder: str | Path) -> dict[str, Any]:
+    """The content of `codec.json`, checked against the weights beside it.
+
+    Raises:
+        CodecError: a file is missing, cut short, or not the partner of the other.
+    """
+    folder = Path(folder)
+    for name in (WEIGHTS, FACTS):
+        if not (folder / name).is_file():
+            raise CodecError(f"{folder / name} must exist: run the codec stage first")
+    try:
+        content: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        expected = content["weights_sha256"], content["arguments"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise CodecError(f"{folder / FACTS} is not whole; run the codec stage again") from None
+    if sha256_file(folder / WEIGHTS) != expected[0]:
+        raise CodecError(
+            f"{folder / WEIGHTS} must have the checksum in {FACTS}: it has another; "
+            "run the codec stage again"
+        )
+    return content

@@ -1,0 +1,1 @@
+"""Official dataset layouts to samples."""

@@ -1,0 +1,684 @@
+"""AIST++: an AIST++ download as the publisher lays it out, turned into samples.
+
+Nothing is written into the download. A sequence that cannot be used is reported with a reason
+(`SkipItem`), never replaced by another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdcd.data import pickles
+from cdcd.data.files import is_disk_full, sha256_file
+from cdcd.data.manifest import Record, SkipItem
+from cdcd.data.samples import GENRES, MOTION_RATE_HZ, SAMPLE_RATE_HZ, SPLITS, Sample
+
+_log = logging.getLogger(__name__)
+
+NUM_BEATS = {"sBM": 16, "sFM": 64}
+CAMERAS = tuple(f"c{number:02d}" for number in range(1, 10))
+PEAK = 0.95
+UNIT_SECONDS = 2
+TOLERANCE_FRAMES = 6
+DURATION_TOLERANCE_SECONDS = 0.2
+CLIP_CRF = 23
+# The slower presets turn on x264's macroblock tree, whose assembly reads memory that nobody wrote:
+# equal frames then give unequal bytes.
+CLIP_PRESET = "superfast"
+
+# AIST++'s own tools exclude this view: its clock differs from the other eight.
+UNSYNCHRONISED = {("gBR_sBM_cAll_d04_mBR0_ch01", "c05")}
+
+LICENCE = (
+    "AIST++ annotations are CC BY 4.0, Google LLC (attribution and citation required); AIST videos "
+    "and music are under the AIST Dance Video Database Terms of Use, which you must have accepted: "
+    "neither they nor clips derived from them may be passed on"
+)
+
+_NAME = re.compile(r"g([A-Z]{2})_(s[A-Z]{2})_(cAll|c0[1-9])_(d\d\d)_m([A-Z]{2})(\d)_(ch\d\d)")
+_SITUATION = re.compile(r"(?:^|_)(s[A-Z]{2})(?:_|$)")
+
+
+class AistNameError(ValueError):
+    """A name that is no AIST++ sequence; `reason` is what the manifest records."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Name:
+    """The fields of `gBR_sBM_cAll_d04_mBR0_ch01`."""
+
+    genre: str
+    situation: str
+    camera: str
+    dancer: str
+    song: str
+    choreography: str
+
+    def with_camera(self, camera: str) -> str:
+        """Return the stem of this sequence's video from one camera (`cAll`: the annotation)."""
+        return (
+            f"g{self.genre}_{self.situation}_{camera}_{self.dancer}_{self.song}_{self.choreography}"
+        )
+
+    @property
+    def sequence(self) -> str:
+        """The annotation's name."""
+        return self.with_camera("cAll")
+
+    @property
+    def bpm(self) -> int:
+        """Tempo: 80 + 10 n, but 110 + 5 n for House, with n the digit of the song."""
+        number = int(self.song[-1])
+        return 110 + 5 * number if self.song[1:3] == "HO" else 80 + 10 * number
+
+    @property
+    def nominal_frames(self) -> float:
+        """Length of the choreography in motion frames: 16 beats (basic) or 64 (advanced)."""
+        return NUM_BEATS[self.situation] * 60.0 / self.bpm * MOTION_RATE_HZ
+
+
+def parse_name(name: str) -> Name:
+    """Take a sequence's or video's name apart; a folder and an extension are ignored.
+
+    Raises:
+        AistNameError: it belongs to the larger AIST database, or is no such name at all.
+    """
+    stem = PurePosixPath(name).stem
+    situation = _SITUATION.search(stem)
+    if situation and situation[1] not in NUM_BEATS:
+        raise AistNameError(
+            "unsupported_name",
+            f"an AIST++ sequence must be of situation sBM or sFM: got {situation[1]} in {stem!r}, "
+            "which is part of the larger AIST database only; remove it from the list",
+        )
+    match = _NAME.fullmatch(stem)
+    if match is None:
+        raise AistNameError(
+            "unsupported_name",
+            "an AIST++ name must look like gBR_sBM_cAll_d04_mBR0_ch01: got " + repr(stem),
+        )
+    genre, kind, camera, dancer, music, number, choreography = match.groups()
+    for code in (genre, music):
+        if code not in GENRES:
+            raise AistNameError(
+                "unknown_genre",
+                f"a genre must be one of {', '.join(GENRES)}: got {code} in {stem!r}",
+            )
+    if int(number) > 5:
+        raise AistNameError(
+            "unsupported_name", f"a song's number must be 0 to 5: got {number} in {stem!r}"
+        )
+    return Name(genre, kind, camera, dancer, f"m{music}{number}", choreography)
+
+
+def read_names(path: Path) -> list[str]:
+    """Read a list with one name per line: blanks, CRLF and blank lines do not matter."""
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    return [stripped for line in lines if (stripped := line.strip())]
+
+
+@dataclass(frozen=True)
+class Roots:
+    """The folders of a download; either of videos and music may be missing, not both."""
+
+    annotations: Path
+    videos: Path | None
+    music: Path | None
+
+    def resolve(self, path: str) -> Path:
+        """Return the file behind a manifest path, `annotations/…`, `videos/…` or `music/…`."""
+        root, _, below = path.partition("/")
+        folder: Path | None = {
+            "annotations": self.annotations,
+            "videos": self.videos,
+            "music": self.music,
+        }[root]
+        assert folder is not None, path
+        return folder / below
+
+
+def check_layout(roots: Roots, apply_ignore_list: bool) -> None:
+    """Check that the folders are an AIST++ download.
+
+    Raises:
+        ValueError: a folder or list is missing; one line that names the parameter.
+    """
+    folders = {
+        "annotations_dir": roots.annotations,
+        "videos_dir": roots.videos,
+        "music_dir": roots.music,
+    }
+    for key, folder in folders.items():
+        if folder is not None and not folder.is_dir():
+            raise ValueError(
+                f"ingest.aist.{key} must be an existing folder: got {str(folder)!r}; "
+                "mend the path in params.yaml, or set all three to null for the embedded data"
+            )
+    if roots.videos is None and roots.music is None:
+        raise ValueError(
+            "ingest.aist.videos_dir or ingest.aist.music_dir must be given with annotations_dir: "
+            "got null for both; name at least one folder, the music has to come from somewhere"
+        )
+    _check_annotations(roots.annotations, apply_ignore_list)
+
+
+def _check_annotations(folder: Path, apply_ignore_list: bool) -> None:
+    needed = {"motions": "motions.zip", "splits": "splits.zip"}
+    for name, archive in needed.items():
+        if (folder / name).is_dir():
+            continue
+        inner = [child.name for child in sorted(folder.iterdir()) if (child / name).is_dir()]
+        remedy = (
+            f"give {str(folder / inner[0])!r} instead"
+            if inner
+            else f"unzip {archive} of AIST++ v1.0 there"
+        )
+        raise ValueError(
+            f"ingest.aist.annotations_dir must be an AIST++ annotations folder: {str(folder)!r} "
+            f"has no {name}/; {remedy}"
+        )
+    missing = [
+        split for split in SPLITS if not (folder / "splits" / f"crossmodal_{split}.txt").is_file()
+    ]
+    if missing:
+        raise ValueError(
+            f"ingest.aist.annotations_dir must hold the cross-modal splits: {str(folder)!r} has "
+            f"no splits/crossmodal_{missing[0]}.txt; unzip splits.zip of AIST++ v1.0 there (the "
+            "lists pose_*.txt are another division and would leak)"
+        )
+    if apply_ignore_list and not (folder / "ignore_list.txt").is_file():
+        raise ValueError(
+            f"ingest.aist.apply_ignore_list needs ignore_list.txt: {str(folder)!r} has none; "
+            "download it with the annotations, or set apply_ignore_list: false"
+        )
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of the split lists."""
+
+    name: str
+    split: str
+    is_ignored: bool
+    duplicate_of: str | None
+
+
+def list_sequences(annotations: Path, apply_ignore_list: bool) -> list[Listed]:
+    """Read the three cross-modal lists, sorted by name.
+
+    A name that stands in two lists stays where it is held out (test before val before train), so
+    that it is never trained on; the other entry is marked as a duplicate.
+    """
+    ignored = set()
+    if apply_ignore_list:
+        ignored = set(read_names(annotations / "ignore_list.txt"))
+    first_split: dict[str, str] = {}
+    listed = []
+    for split in reversed(SPLITS):
+        for line in read_names(annotations / "splits" / f"crossmodal_{split}.txt"):
+            name = PurePosixPath(line).stem
+            earlier = first_split.get(name)
+            first_split.setdefault(name, split)
+            listed.append(Listed(name, split, name in ignored, earlier))
+    return sorted(listed, key=lambda item: (item.name, item.duplicate_of is not None, item.split))
+
+
+@dataclass(frozen=True)
+class Motion:
+    """SMPL motion of one dancer at 60 Hz: poses `[n, 72]` (axis-angle), trans `[n, 3]`, scaling."""
+
+    poses: NDArray[np.float32]
+    trans: NDArray[np.float32]
+    scaling: float
+
+
+def load_motion(path: Path) -> Motion:
+    """Read `motions/<sequence>.pkl`, poses as `(n, 72)` or `(n, 24, 3)`.
+
+    Raises:
+        SkipItem: unsafe_pickle, corrupt_motion or nonfinite_motion.
+    """
+    try:
+        tree = pickles.load(path)
+    except pickles.UnsafePickleError as error:
+        raise SkipItem("unsafe_pickle", _told(error, path)) from None
+    except pickles.CorruptPickleError as error:
+        raise SkipItem("corrupt_motion", _told(error, path)) from None
+    try:
+        poses = np.asarray(tree["smpl_poses"], dtype=np.float32)
+        trans = np.asarray(tree["smpl_trans"], dtype=np.float32)
+        scaling = float(np.asarray(tree["smpl_scaling"], dtype=np.float32).reshape(()))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise SkipItem(
+            "corrupt_motion",
+            f"a motion must hold smpl_poses, smpl_trans and one smpl_scaling: {error!r}",
+        ) from None
+    if poses.ndim == 3 and poses.shape[1:] == (24, 3):
+        poses = poses.reshape(-1, 72)
+    num_frames = len(poses) if poses.ndim else 0
+    if num_frames == 0 or poses.shape != (num_frames, 72) or trans.shape != (num_frames, 3):
+        raise SkipItem(
+            "corrupt_motion",
+            "smpl_poses must be (n, 72) or (n, 24, 3) and smpl_trans (n, 3): got "
+            f"{list(poses.shape)} and {list(trans.shape)}",
+        )
+    bad = ~(np.isfinite(poses).all(axis=1) & np.isfinite(trans).all(axis=1))
+    if bad.any() or not np.isfinite(scaling) or scaling <= 0:
+        raise SkipItem(
+            "nonfinite_motion",
+            f"all numbers must be finite and smpl_scaling positive: {int(bad.sum())} of "
+            f"{num_frames} frames are not, smpl_scaling is {scaling}",
+        )
+    return Motion(poses, trans, scaling)
+
+
+def _told(error: Exception, path: Path) -> str:
+    # Manifests must not depend on where the download lies.
+    return str(error).replace(str(path), path.name)
+
+
+def num_units(num_frames: int) -> int:
+    """Return how many 2-second units a motion has: six frames short of one still count.
+
+    The published counts follow the nominal duration, and motions may be a few frames shorter.
+    """
+    return (num_frames + TOLERANCE_FRAMES) // (UNIT_SECONDS * MOTION_RATE_HZ)
+
+
+@dataclass(frozen=True)
+class Window:
+    """One segment: its number from 1, its first second, and how many of its seconds are dance."""
+
+    number: int
+    start_seconds: int
+    valid_seconds: float
+
+
+def plan_windows(num_frames: int, segment_seconds: int) -> list[Window]:
+    """Cut a motion into consecutive windows of 2, 4 or 6 seconds.
+
+    A tail below 2 s is dropped; the last longer window is kept when 2 s of it exist, and says so
+    in `valid_seconds`.
+    """
+    units = num_units(num_frames)
+    end_seconds = max(units * UNIT_SECONDS, num_frames / MOTION_RATE_HZ)
+    starts = range(0, units * UNIT_SECONDS, segment_seconds)
+    return [
+        Window(number, start, min(float(segment_seconds), end_seconds - start))
+        for number, start in enumerate(starts, start=1)
+    ]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect_sequence` needs to know; small and picklable."""
+
+    listed: Listed
+    roots: Roots
+    camera: str
+
+
+def inspect_sequence(task: Inspection) -> Record:
+    """Find and check the files of one listed sequence without decoding sound or pictures.
+
+    The record's `facts` name the files that were chosen (`motion`, `audio`, `audio_source`,
+    `video`), the number of motion frames and the tempo.
+    """
+    listed = task.listed
+    try:
+        name = parse_name(listed.name)
+    except AistNameError as error:
+        return Record(
+            key=listed.name,
+            split=listed.split,
+            status="skipped",
+            reason=error.reason,
+            detail=str(error),
+            sequence=listed.name,
+        )
+    known: dict[str, Any] = {
+        "key": listed.name,
+        "split": listed.split,
+        "genre": GENRES.index(name.genre),
+        "song": name.song,
+        "sequence": name.sequence,
+    }
+    try:
+        facts = _inspect(task, name)
+    except SkipItem as skip:
+        return Record(**known, status="skipped", reason=skip.reason, detail=skip.detail)
+    chosen = {facts["motion"], facts["audio"], facts["video"]} - {None}
+    sources = {path: sha256_file(task.roots.resolve(path)) for path in sorted(chosen)}
+    return Record(**known, sources=sources, facts=facts)
+
+
+def _inspect(task: Inspection, name: Name) -> dict[str, Any]:
+    listed, roots = task.listed, task.roots
+    if listed.duplicate_of is not None:
+        raise SkipItem(
+            "duplicate_key", f"listed in {listed.split} although {listed.duplicate_of} has it"
+        )
+    if listed.is_ignored:
+        raise SkipItem("ignored_sequence", "named in ignore_list.txt (apply_ignore_list: true)")
+    motion_path = f"annotations/motions/{name.sequence}.pkl"
+    if not roots.resolve(motion_path).is_file():
+        raise SkipItem("missing_motion", f"no file {motion_path}")
+    num_frames = len(load_motion(roots.resolve(motion_path)).poses)
+    _check_frames(name, num_frames)
+    video_path = _find_video(roots, name, task.camera, num_frames)
+    audio_path, audio_source = _find_audio(roots, name, task.camera, num_frames)
+    return {
+        "motion": motion_path,
+        "audio": audio_path,
+        "audio_source": audio_source,
+        "video": video_path,
+        "camera": task.camera,
+        "num_frames": num_frames,
+        "bpm": name.bpm,
+    }
+
+
+def _check_frames(name: Name, num_frames: int) -> None:
+    if num_units(num_frames) == 0:
+        raise SkipItem(
+            "too_short", f"a motion must last {UNIT_SECONDS} s: got {num_frames} frames at 60 Hz"
+        )
+    # Rounded against 16 * 60 / bpm coming out a hair below a whole number of frames.
+    expected = num_units(round(name.nominal_frames) - TOLERANCE_FRAMES)
+    if num_units(num_frames) < expected:
+        raise SkipItem(
+            "length_mismatch",
+            f"a motion must fill its {expected} segments of {UNIT_SECONDS} s but for "
+            f"{TOLERANCE_FRAMES} frames: got {num_frames} frames, {name.bpm} BPM and "
+            f"{NUM_BEATS[name.situation]} beats make {round(name.nominal_frames)}",
+        )
+
+
+def _check_duration(what: str, seconds: float, num_frames: int, may_be_longer: bool) -> None:
+    motion = num_frames / MOTION_RATE_HZ
+    segments = num_units(num_frames) * UNIT_SECONDS - TOLERANCE_FRAMES / MOTION_RATE_HZ
+    is_short = seconds < max(motion - DURATION_TOLERANCE_SECONDS, segments)
+    is_long = seconds > motion + DURATION_TOLERANCE_SECONDS and not may_be_longer
+    if is_short or is_long:
+        rule = "reach" if may_be_longer else "match"
+        raise SkipItem(
+            "length_mismatch",
+            f"{what} must {rule} the motion within {DURATION_TOLERANCE_SECONDS} s: got "
+            f"{seconds:.3f} s for {motion:.3f} s",
+        )
+
+
+def _find_video(roots: Roots, name: Name, camera: str, num_frames: int) -> str | None:
+    from cdcd import media
+
+    if roots.videos is None or (name.sequence, camera) in UNSYNCHRONISED:
+        return None
+    path = f"videos/{name.with_camera(camera)}.mp4"
+    if not roots.resolve(path).is_file():
+        return None
+    try:
+        info = media.probe(roots.resolve(path))
+    except media.MediaError as error:
+        raise SkipItem("unreadable_video", _told(error, roots.resolve(path))) from None
+    if info.video is None:
+        raise SkipItem("unreadable_video", f"{path} has no video stream")
+    _check_duration(path, info.duration_seconds, num_frames, may_be_longer=False)
+    return path
+
+
+def _find_audio(roots: Roots, name: Name, camera: str, num_frames: int) -> tuple[str, str]:
+    """Return the path and kind of the first source that exists: song, own wav, camera, others."""
+    from cdcd import media
+
+    wavs = []
+    if roots.music is not None:
+        own = (name.sequence, name.with_camera(camera))
+        wavs = [(f"music/{name.song}.wav", "song_wav")]
+        wavs += [(f"music/{stem}.wav", "sequence_wav") for stem in dict.fromkeys(own)]
+    for path, kind in wavs:
+        file = roots.resolve(path)
+        if not file.is_file():
+            continue
+        try:
+            info = media.probe(file)
+        except media.MediaError as error:
+            raise SkipItem("unreadable_audio", _told(error, file)) from None
+        if info.audio is None:
+            raise SkipItem("no_audio_stream", f"{path} has no audio stream")
+        # A song goes on after the dance; a sequence's own track does not.
+        _check_duration(path, info.duration_seconds, num_frames, kind == "song_wav")
+        return path, kind
+    silent = []
+    if roots.videos is not None:
+        for other in (camera, *(item for item in CAMERAS if item != camera)):
+            path = f"videos/{name.with_camera(other)}.mp4"
+            file = roots.resolve(path)
+            if not file.is_file() or (name.sequence, other) in UNSYNCHRONISED:
+                continue
+            try:
+                info = media.probe(file)
+            except media.MediaError as error:
+                _log.debug("%s is no source of sound: %s", path, error)
+                continue
+            if info.audio is not None and info.video is not None:
+                _check_duration(path, info.duration_seconds, num_frames, may_be_longer=False)
+                return path, "camera" if other == camera else "other_camera"
+            silent.append(path)
+    if silent:
+        raise SkipItem("no_audio_stream", f"no audio stream in {', '.join(silent)}")
+    raise SkipItem(
+        "missing_audio", f"neither music/{name.song}.wav, a wav of its own nor a video with sound"
+    )
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """How sequences are cut into samples.
+
+    Attributes:
+        segment_seconds: 2, 4 or 6.
+        drop_partial: leave out last windows that are not wholly dance.
+        video_fps: constant frame rate of the stored clips, in Hz.
+        video_height: their shorter side, in pixels.
+    """
+
+    segment_seconds: int
+    drop_partial: bool
+    video_fps: int
+    video_height: int
+
+
+def segment_key(sequence: str, camera: str, number: int) -> str:
+    """Return the published name of a segment: `gBR_sBM_c01_d04_mBR0_ch02_seg1`."""
+    return f"{parse_name(sequence).with_camera(camera)}_seg{number}"
+
+
+def planned_segments(record: Record, options: SegmentOptions) -> list[tuple[str, Window]]:
+    """Return key and window of every segment of a usable sequence, sorted by key."""
+    assert record.sequence is not None
+    windows = plan_windows(record.facts["num_frames"], options.segment_seconds)
+    camera = record.facts["camera"]
+    return sorted((segment_key(record.sequence, camera, item.number), item) for item in windows)
+
+
+def _song(path: Path) -> tuple[NDArray[np.float32], float]:
+    """Return a source's whole sound, scaled to a peak of 0.95, and the gain that took.
+
+    Scaled as a whole rather than per segment, so that quiet parts of a song stay quiet.
+    """
+    state = path.stat()
+    return _decoded_song(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=4)  # a song serves many sequences; time and size tell a rewritten file
+def _decoded_song(path: Path, _mtime: int, _size: int) -> tuple[NDArray[np.float32], float]:
+    from cdcd import media
+
+    try:
+        audio = media.decode_audio(path, sample_rate_hz=SAMPLE_RATE_HZ)
+    except media.MediaError as error:
+        raise SkipItem("unreadable_audio", _told(error, path)) from None
+    if not np.isfinite(audio).all():
+        raise SkipItem("unreadable_audio", f"{path.name} decodes to numbers that are not finite")
+    peak = float(np.abs(audio).max(initial=0.0))
+    gain = PEAK / peak if peak > 0 else 1.0
+    return (audio * np.float32(gain)).astype(np.float32), gain
+
+
+def _decoders() -> dict[str, str]:
+    found = {}
+    for package in ("av", "decord"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def load_samples(
+    record: Record, roots: Roots, options: SegmentOptions
+) -> Iterator[tuple[Record, Sample | None]]:
+    """Decode one usable sequence and yield its segments, sorted by key, as record and sample.
+
+    The sample is None where the record says `skipped`.
+
+    Raises:
+        SkipItem: a file turned out unusable when it was decoded; the whole sequence is out.
+    """
+    from cdcd.features.pose import motion_219
+
+    planned = planned_segments(record, options)
+    motion = load_motion(roots.resolve(record.facts["motion"]))
+    vectors = motion_219(motion.poses, motion.trans, motion.scaling)
+    audio, gain = _song(roots.resolve(record.facts["audio"]))
+    may_be_longer = record.facts["audio_source"] == "song_wav"
+    seconds = len(audio) / SAMPLE_RATE_HZ
+    _check_duration(record.facts["audio"], seconds, len(vectors), may_be_longer)
+    clips: dict[int, tuple[bytes, int]] = {}
+    if record.facts["video"] is not None:
+        windows = plan_windows(record.facts["num_frames"], options.segment_seconds)
+        path = roots.resolve(record.facts["video"])
+        clips = dict(enumerate(_encode_clips(path, windows, options), start=1))
+    shared = {
+        "genre": record.genre,
+        "song": record.song,
+        "sequence": record.sequence,
+        "bpm": record.facts["bpm"],
+        "camera": record.facts["camera"],
+        "audio_source": record.facts["audio_source"],
+        "audio_gain": gain,
+        "audio_normalisation": f"peak of the whole source at {PEAK}",
+        "video_fps": options.video_fps,
+        "segment_seconds": options.segment_seconds,
+        "sources": record.sources,
+        "decoders": _decoders(),
+    }
+    for key, window in planned:
+        cut, motion_pad = _cut(vectors, window, options.segment_seconds, MOTION_RATE_HZ)
+        sound, audio_pad = _cut(audio, window, options.segment_seconds, SAMPLE_RATE_HZ)
+        clip, video_pad = clips.get(window.number, (None, 0))
+        facts = {
+            "segment": window.number,
+            "valid_seconds": window.valid_seconds,
+            "motion_pad_frames": motion_pad,
+            "audio_pad_samples": audio_pad,
+            "video_pad_frames": video_pad,
+        }
+        listed = Record(
+            key=key,
+            split=record.split,
+            genre=record.genre,
+            song=record.song,
+            sequence=record.sequence,
+            sources=record.sources,
+            facts={**{k: v for k, v in shared.items() if k != "sources"}, **facts},
+        )
+        if options.drop_partial and window.valid_seconds < options.segment_seconds:
+            yield skipped_segment(record, key, _partial(window, options)), None
+            continue
+        yield listed, Sample(key, record.split, sound, cut, clip, {**shared, **facts})
+
+
+def _partial(window: Window, options: SegmentOptions) -> SkipItem:
+    return SkipItem(
+        "partial_segment",
+        f"{window.valid_seconds:.3f} of {options.segment_seconds} s are dance "
+        "(drop_partial_6s: true)",
+    )
+
+
+def skipped_segment(record: Record, key: str, skip: SkipItem) -> Record:
+    """Return the record of a segment that is left out."""
+    return Record(
+        key=key,
+        split=record.split,
+        status="skipped",
+        reason=skip.reason,
+        detail=skip.detail,
+        genre=record.genre,
+        song=record.song,
+        sequence=record.sequence,
+        sources=record.sources,
+    )
+
+
+def _cut(
+    track: NDArray[np.float32], window: Window, seconds: int, rate_hz: int
+) -> tuple[NDArray[np.float32], int]:
+    """Cut a window out of sound `[n]` or motion `[n, d]` and fill it up; return what was filled.
+
+    Sound is filled with zeros, motion with its last frame.
+    """
+    start = window.start_seconds * rate_hz
+    length = seconds * rate_hz
+    part = track[start : start + min(length, round(window.valid_seconds * rate_hz))]
+    missing = length - len(part)
+    if missing:
+        # A window always starts inside the dance, so a motion has a last frame to repeat.
+        filler = np.repeat(track[-1:], missing, axis=0) if track.ndim == 2 else np.zeros(missing)
+        part = np.concatenate([part, filler.astype(np.float32)])
+    return np.ascontiguousarray(part, dtype=np.float32), missing
+
+
+def _encode_clips(
+    path: Path, windows: list[Window], options: SegmentOptions
+) -> Iterator[tuple[bytes, int]]:
+    """Decode a video once and yield one clip per window with its number of repeated frames."""
+    from cdcd import media
+
+    frames_per_clip = options.segment_seconds * options.video_fps
+    end_seconds = windows[-1].start_seconds + windows[-1].valid_seconds
+    try:
+        # Frames held at the end of a short video are added here, where they are counted.
+        end_seconds = min(end_seconds, media.probe(path).duration_seconds)
+        frames = media.iterate_frames(
+            path, options.video_fps, height=options.video_height, end=end_seconds
+        )
+        last: NDArray[np.uint8] | None = None
+        for _ in windows:
+            clip = list(islice(frames, frames_per_clip))
+            last = clip[-1] if clip else last
+            if last is None:
+                raise SkipItem("unreadable_video", f"{path.name} has no frames")
+            missing = frames_per_clip - len(clip)
+            clip += [last] * missing
+            yield media.encode_clip(clip, options.video_fps, CLIP_CRF, CLIP_PRESET), missing
+    except media.MediaError as error:
+        if is_disk_full(error):
+            raise
+        raise SkipItem("unreadable_video", _told(error, path)) from None

@@ -1,0 +1,189 @@
+"""Cached tokens and features to batches; the order is a function of seed and step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdcd.data.cache import read_split
+from cdcd.models.conditioner import ConditionInputs
+from cdcd.training.objective import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSplit:
+    """Condition features of one split, memory-mapped; what a generator may see.
+
+    Attributes:
+        keys: clip keys in order.
+        genres: class of each clip, int64 [n].
+        info: facts written beside the features.
+        motion: float32 [n, s, motion_dim]; `has_motion` uint8 [n].
+        video: float32 [n, r, video_dim]; `has_video` uint8 [n].
+    """
+
+    keys: list[str]
+    genres: Tensor
+    info: dict[str, Any]
+    motion: np.ndarray
+    has_motion: np.ndarray
+    video: np.ndarray
+    has_video: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.keys)
+
+    def inputs(self, rows: np.ndarray, device: torch.device) -> ConditionInputs:
+        """Features of the given rows on a device."""
+
+        def take(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array[rows])).to(device)
+
+        return ConditionInputs(
+            take(self.motion),
+            take(self.video),
+            self.genres[torch.from_numpy(rows)].to(device),
+            take(self.has_motion).bool(),
+            take(self.has_video).bool(),
+        )
+
+
+def read_features(folder: Path, split: str) -> FeatureSplit:
+    """Open the features of a split.
+
+    Raises:
+        CacheError: see `cdcd.data.cache.read_split`.
+    """
+    stored = read_split(folder, split)
+    arrays = stored.arrays
+    return FeatureSplit(
+        list(stored.info["keys"]),
+        torch.tensor(stored.info["genres"], dtype=torch.long),
+        stored.info,
+        arrays["motion"],
+        arrays["has_motion"],
+        arrays["video"],
+        arrays["has_video"],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class PairedSplit:
+    """Tokens and features of the same clips.
+
+    Attributes:
+        features: the condition side.
+        tokens: int32 [n, l].
+        waveform_negatives: int32 [n, N, l], where they were stored.
+        labels: class of each clip for inter-negatives, int64 [n].
+        info: facts written beside the tokens.
+    """
+
+    features: FeatureSplit
+    tokens: np.ndarray
+    waveform_negatives: np.ndarray | None
+    labels: Tensor
+    info: dict[str, Any]
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.features)
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
+        """The given rows as a batch on a device."""
+
+        def take(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array[rows].astype(np.int64)).to(device)
+
+        stored = self.waveform_negatives
+        return Batch(
+            take(self.tokens),
+            self.features.inputs(rows, device),
+            self.labels[torch.from_numpy(rows)].to(device),
+            None if stored is None else take(stored),
+        )
+
+
+def read_pairs(tokens_dir: Path, features_dir: Path, split: str) -> PairedSplit:
+    """Open tokens and features of a split and check that they belong together.
+
+    Raises:
+        ValueError: the two folders hold different clips, or the split is empty.
+    """
+    stored = read_split(tokens_dir, split)
+    features = read_features(features_dir, split)
+    if stored.info["keys"] != features.keys:
+        raise ValueError(
+            f"{tokens_dir} and {features_dir} must hold the same {split} clips: got "
+            f"{len(stored)} and {len(features)}, or other keys; run `dvc repro encode featurize`"
+        )
+    if len(features) == 0:
+        raise ValueError(
+            f"{tokens_dir}: the {split} split must have clips: got 0; see the manifest of the "
+            "shard stage for what was skipped and why"
+        )
+    # Without genres (TikTok) another song is what makes a negative (paper_vs_code D12).
+    labels = features.genres
+    if bool((labels < 0).any()):
+        songs = sorted(set(stored.info["songs"]))
+        labels = torch.tensor([songs.index(song) for song in stored.info["songs"]])
+    tokens = stored.arrays["tokens"]
+    return PairedSplit(features, tokens, stored.arrays.get("intra"), labels, stored.info)
+
+
+class ShuffledBatches:
+    """Endless batches in a new seeded order each epoch; iteration starts after `step` batches.
+
+    The order depends on (seed, epoch) and the position on the step, so a resumed run continues with
+    exactly the batch an uninterrupted one would have drawn. The last partial batch of an epoch is
+    dropped; a split smaller than one batch is used whole.
+    """
+
+    def __init__(
+        self, split: PairedSplit, batch_size: int, seed: int, step: int, device: torch.device
+    ) -> None:
+        self.split = split
+        self.batch_size = min(batch_size, len(split))
+        self.seed = seed
+        self.step = step
+        self.device = device
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches without end."""
+        per_epoch = len(self.split) // self.batch_size
+        order, current = np.zeros(0, np.int64), -1
+        while True:
+            epoch, position = divmod(self.step, per_epoch)
+            if epoch != current:
+                order = np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
+                current = epoch
+            rows = order[position * self.batch_size : (position + 1) * self.batch_size]
+            self.step += 1
+            yield self.split.batch(rows, self.device)
+
+
+def feature_statistics(array: np.ndarray, present: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation and that of frame-to-frame change, float [dim], over given clips.
+
+    At most 2,000 evenly spread clips are read. Channels that hardly vary get the scale of one, so
+    that standardising does not blow up rounding noise.
+    """
+    rows = np.flatnonzero(present)
+    rows = (
+        rows[np.linspace(0, len(rows) - 1, min(len(rows), 2000)).astype(int)] if len(rows) else rows
+    )
+    if len(rows) == 0:
+        dim = array.shape[-1]
+        return torch.zeros(dim), torch.ones(dim), torch.ones(dim)
+    x = np.asarray(array[rows], dtype=np.float64)
+    std, delta = x.std(axis=(0, 1)), np.diff(x, axis=1).std(axis=(0, 1))
+    std, delta = (np.where(s < 1e-5, 1.0, s) for s in (std, delta))
+    mean = x.mean(axis=(0, 1))
+    return tuple(torch.from_numpy(v.astype(np.float32)) for v in (mean, std, delta))  # type: ignore[return-value]

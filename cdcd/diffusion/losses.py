@@ -1,0 +1,79 @@
+"""The training loss: variational bound, auxiliary x0 term and contrast (Eqs. 1 to 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from cdcd.diffusion.contrast import Contrast, contrast_terms
+from kernels.posterior_loss import PosteriorTerms
+
+Adaptive = Literal["increasing", "decreasing", "none"]
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Scalars to log, the total to differentiate, and what the step sampler remembers."""
+
+    total: Tensor
+    bound: Tensor
+    auxiliary: Tensor
+    contrast: Tensor
+    per_sample: Tensor
+    """float [b]: the sample's bound summed over positions, in nats, before importance weights."""
+    t: Tensor
+    """int64 [b]: the steps the samples were noised to."""
+
+
+def adaptive_weight(t: Tensor, num_steps: int, direction: Adaptive) -> Tensor:
+    """Weight of the auxiliary and contrast terms over t, float [b] in 1..2.
+
+    With t0 = t - 1: `increasing` is 1 + t0 / T (released music code), `decreasing` 2 - t0 / T (the
+    paper's text and VQ-Diffusion), `none` 1. See paper_vs_code D6.
+    """
+    share = (t - 1).float() / num_steps
+    match direction:
+        case "increasing":
+            return 1 + share
+        case "decreasing":
+            return 2 - share
+        case "none":
+            return share * 0 + 1
+
+
+def combine(
+    terms: PosteriorTerms,
+    t: Tensor,
+    p_t: Tensor,
+    num_steps: int,
+    auxiliary_weight: float,
+    adaptive: Adaptive,
+    contrast: Contrast | None,
+    chain_losses: Tensor | None = None,
+) -> LossTerms:
+    """Per-row terms to one loss: mean over samples and positions of `term / p_t`.
+
+    Args:
+        terms: what `posterior_loss` returned, rows [b, l].
+        t: steps [b].
+        p_t: the probabilities they were drawn with [b].
+        num_steps: T.
+        auxiliary_weight: weight of -log p(z_0 | z_t).
+        adaptive: how auxiliary and contrast weights change over t.
+        contrast: the contrastive term, or None for the vanilla loss.
+        chain_losses: with parallel chains, each negative's own loss [b, n], summed over positions.
+    """
+    length = terms.kl.shape[-1]
+    bound = terms.kl.sum(-1)
+    scale = adaptive_weight(t, num_steps, adaptive)
+    auxiliary = auxiliary_weight * scale * terms.aux.sum(-1)
+    pull = bound * 0
+    if contrast is not None:
+        pull = scale * contrast_terms(contrast, terms, length, num_steps, chain_losses)
+    weight = 1 / (p_t * length)
+    bound_mean, aux_mean, pull_mean = ((weight * x).mean() for x in (bound, auxiliary, pull))
+    return LossTerms(
+        bound_mean + aux_mean + pull_mean, bound_mean, aux_mean, pull_mean, bound.detach(), t
+    )

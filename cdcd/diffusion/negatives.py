@@ -1,0 +1,91 @@
+"""Negative token sequences: shuffled chunks of the sample, or samples of another class.
+
+Both builders share one signature: tokens int64 [b, l] in, negatives int64 [b, n, l] out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def derangements(num: int, size: int, generator: torch.Generator) -> Tensor:
+    """Permutations of 0..size-1 without a fixed point, int64 [num, size].
+
+    Each is one cycle through all entries in random order, so none is the identity (the released
+    code may keep the order, and shares one permutation over the batch: paper_vs_code D18).
+
+    Raises:
+        ValueError: size < 2, where no derangement exists.
+    """
+    if size < 2:
+        raise ValueError(f"a derangement needs at least 2 chunks: got {size}")
+    device = generator.device
+    order = torch.rand(num, size, generator=generator, device=device).argsort(-1)
+    # A cyclic shift along the random order has no fixed point: order[i] -> order[i + 1].
+    result = torch.empty_like(order)
+    return result.scatter_(1, order, order.roll(-1, dims=1))
+
+
+def shuffled_chunks(
+    z_0: Tensor, num_negatives: int, num_chunks: int, generator: torch.Generator
+) -> Tensor:
+    """Intra-sample negatives: each sample's chunks in a deranged order, its own for every negative.
+
+    Chunk borders are `round(i l / num_chunks)`, so any length works; chunks of equal length change
+    places with each other, and every token is kept.
+
+    Args:
+        z_0: tokens, int64 [b, l].
+        num_negatives: n.
+        num_chunks: chunks a sequence is cut into, at least 2 and at most l.
+        generator: source of the permutations.
+
+    Raises:
+        ValueError: more chunks than tokens, or fewer than two.
+    """
+    b, l = z_0.shape
+    if not 2 <= num_chunks <= l:
+        raise ValueError(
+            f"train.contrast.num_chunks must lie between 2 and the token length {l}: "
+            f"got {num_chunks}"
+        )
+    device = z_0.device
+    order = derangements(b * num_negatives, num_chunks, generator)
+    borders = (torch.arange(num_chunks + 1, device=device) * l / num_chunks).round().long()
+    sizes = borders.diff()
+    # Where each token of the shuffled sequence comes from: walk the chunks in the new order.
+    new_sizes = sizes[order]
+    new_starts = new_sizes.cumsum(1) - new_sizes
+    position = torch.arange(l, device=device).expand(order.shape[0], l).contiguous()
+    slot = torch.searchsorted(new_starts.contiguous(), position, right=True) - 1
+    source = borders[order.gather(1, slot)] + position - new_starts.gather(1, slot)
+    return z_0[:, None].expand(b, num_negatives, l).gather(2, source.view(b, num_negatives, l))
+
+
+def other_class_indices(
+    labels: Tensor, pool_labels: Tensor, num_negatives: int, generator: torch.Generator
+) -> Tensor:
+    """Inter-sample negatives: pool entries whose label differs from the sample's, int64 [b, n].
+
+    Entries are distinct within a row while the pool has enough of them.
+
+    Args:
+        labels: the samples' classes, int64 [b].
+        pool_labels: classes of the whole pool, int64 [m].
+        num_negatives: n.
+        generator: source of the draws.
+
+    Raises:
+        ValueError: some class has no entry of another class in the pool.
+    """
+    allowed = (labels[:, None] != pool_labels[None]).float()
+    available = int(allowed.sum(1).min()) if len(pool_labels) else 0
+    if available == 0:
+        raise ValueError(
+            "train.contrast.negatives: inter needs samples of at least two classes: got one; "
+            "use intra or add data"
+        )
+    return torch.multinomial(
+        allowed, num_negatives, replacement=available < num_negatives, generator=generator
+    )

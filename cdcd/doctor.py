@@ -1,0 +1,215 @@
+"""One screen on what is installed, what will run where, and what is missing and would enable."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from cdcd.config import ConfigError, Params, load_params
+
+DISTRIBUTION = "cdcd"
+GIGABYTE = 10**9
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0]))[:3]
+
+
+def _needed() -> Iterator[tuple[str, str, str]]:
+    """Name, version rule and extra of each requirement in the installed metadata."""
+    try:
+        lines = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for line in lines:
+        requirement, _, marker = line.partition(";")
+        match = re.match(r"([A-Za-z0-9._-]+)(?:\[.*\])?\s*\(?([^()]*)\)?", requirement.strip())
+        extra = re.search(r"extra == ['\"](\w+)['\"]", marker)
+        if match and match[1] != DISTRIBUTION:
+            yield match[1], match[2].strip(), extra[1] if extra else "core"
+
+
+def satisfies(installed: str, rule: str) -> bool:
+    """Whether a version meets rules like `>=2.0,<2.1`."""
+    have = _version(installed)
+    for part in filter(None, (p.strip() for p in rule.split(","))):
+        match = re.match(r"(>=|<=|==|<|>)\s*(.+)", part)
+        if not match:
+            continue
+        want = _version(match[2])
+        size = max(len(have), len(want))
+        left, right = (v + (0,) * (size - len(v)) for v in (have, want))
+        holds = {
+            ">=": left >= right,
+            "<=": left <= right,
+            "==": left == right,
+            "<": left < right,
+            ">": left > right,
+        }[match[1]]
+        if not holds:
+            return False
+    return True
+
+
+def _packages() -> Iterator[str]:
+    by_extra: dict[str, list[str]] = {}
+    for name, rule, extra in _needed():
+        try:
+            have = importlib.metadata.version(name)
+            text = f"{name} {have}"
+            if not satisfies(have, rule):
+                text += f" (NEEDS {rule})"
+        except importlib.metadata.PackageNotFoundError:
+            text = f"{name} MISSING (needs {rule or 'any'})"
+        by_extra.setdefault(extra, []).append(text)
+    if not by_extra:
+        yield "packages: cdcd is not installed; run `make run` or `pip install -e '.[all]'`"
+    for extra, texts in by_extra.items():
+        yield f"{extra}: {', '.join(texts)}"
+
+
+def _threads() -> str:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"threads: {torch.get_num_threads()} for PyTorch of {cores} CPU cores"
+
+
+def _device() -> Iterator[str]:
+    if importlib.util.find_spec("torch") is None:
+        yield "device: unknown, torch is MISSING"
+        return
+    import torch
+
+    from cdcd.training.device import has_fast_bfloat16, pick_device
+
+    device = pick_device()
+    name = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        name = f"{properties.name}, {properties.total_memory / GIGABYTE:.0f} GB"
+    why = "" if device.type == "cuda" else "; PyTorch finds no CUDA device"
+    yield f"device: {device.type} ({name}{why})"
+    yield _threads()
+    bf16 = has_fast_bfloat16(device)
+    yield "precision: " + (
+        "bfloat16 in hardware, used when train.precision is auto"
+        if bf16
+        else "float32; this device has no fast bfloat16"
+    )
+
+
+def _kernels() -> str:
+    triton = "installed" if importlib.util.find_spec("triton") else "not installed"
+    return f"kernels: PyTorch reference, the only one in this version (Triton is {triton})"
+
+
+def _params() -> tuple[Params | None, str]:
+    try:
+        params = load_params()
+    except ConfigError as error:
+        return None, f"params: {error}"
+    return params, f"params: params.yaml is valid; datasets {', '.join(params.datasets)}"
+
+
+def _store() -> str:
+    from cdcd.tracking import tracking_uri
+
+    uri = tracking_uri()
+    if not uri.startswith("sqlite:///"):
+        return f"mlflow: {uri} (MLFLOW_TRACKING_URI)"
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not path.is_file():
+        return f"mlflow: {uri}, created by the first run"
+    ok = os.access(path, os.W_OK)
+    return f"mlflow: {uri}, {path.stat().st_size / 1e6:.1f} MB" + ("" if ok else ", READ-ONLY")
+
+
+def _dvc() -> str:
+    if importlib.util.find_spec("dvc") is None:
+        return "dvc: MISSING; install the extra `pipeline`"
+    if not Path("dvc.yaml").is_file() or not Path(".dvc").is_dir():
+        return "dvc: no pipeline here; run from the repository's root"
+    git = (
+        shutil.which("git") is not None
+        and (
+            subprocess.run(["git", "rev-parse", "--git-dir"], capture_output=True, check=False)
+        ).returncode
+        == 0
+    )
+    where = "in a Git clone" if git else "NOT in a Git clone, which DVC needs"
+    state = "dvc.lock says what ran" if Path("dvc.lock").is_file() else "nothing ran yet"
+    return f"dvc: dvc.yaml {where}; {state}"
+
+
+def _trained(params: Params | None) -> Iterator[str]:
+    for dataset in params.datasets if params else ["aist"]:
+        found = [
+            f"data/{kind}/{dataset}"
+            for kind, file in (("models", "model.safetensors"), ("codecs", "codec.safetensors"))
+            if (Path("data") / kind / dataset / file).is_file()
+        ]
+        if len(found) == 2:
+            yield f"model: {' and '.join(found)}; `cdcd generate` uses them"
+        else:
+            yield f"model: none trained on {dataset}; `make run` trains one"
+
+
+def _weights(params: Params | None) -> Iterator[str]:
+    entries = (
+        (
+            "codec.weights",
+            params.codec.weights if params else None,
+            "a released Jukebox vqvae.pth.tar: the music codec without training one",
+        ),
+        (
+            "featurize.i3d_weights",
+            params.featurize.i3d_weights if params else None,
+            "a pytorch-i3d state dict: I3D video features (featurize.video: i3d)",
+        ),
+        (
+            "evaluate.vggish_weights",
+            params.evaluate.vggish_weights if params else None,
+            "a VGGish state dict: genre features and FAD as in the literature "
+            "(evaluate.genre_feature: vggish)",
+        ),
+    )
+    for key, path, enables in entries:
+        if path is None:
+            yield f"  {key}: not set; would enable {enables}"
+        elif Path(path).is_file():
+            yield f"  {key}: {path}"
+        else:
+            yield f"  {key}: {path} is MISSING; would enable {enables}"
+
+
+def report() -> str:
+    """The whole screen as text, at most about 110 columns wide."""
+    usage = shutil.disk_usage(Path.cwd())
+    params, params_line = _params()
+    lines = [
+        f"python: {platform.python_version()} (needs 3.11 or newer) at {sys.executable}",
+        *_packages(),
+        *_device(),
+        _kernels(),
+        params_line,
+        _dvc(),
+        _store(),
+        *_trained(params),
+        f"disk: {usage.free / GIGABYTE:.0f} GB free (the default run writes about 1 GB)",
+        "optional weights, by path in params.yaml:",
+        *_weights(params),
+    ]
+    wrapped = (
+        textwrap.wrap(line, 110, subsequent_indent="    ", break_on_hyphens=False) for line in lines
+    )
+    return "\n".join(line for group in wrapped for line in group)

@@ -1,0 +1,1 @@
+"""How well generated music fits its dance: scores, controls, statistics and the report."""

@@ -1,0 +1,222 @@
+"""From per-clip scores to the table: summaries, comparisons, genre variants."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdcd.config import Params
+from cdcd.evaluation import genre, scoring, statistics
+from cdcd.evaluation.features import GenreFeatures
+from cdcd.evaluation.result import Metric
+from cdcd.evaluation.systems import Originals, reading_order
+
+COMPARED = ("onset_f1", "beat_f1", "genre_accuracy")
+NUM_DRAWS = 10  # diffusion steps drawn per clip for the bound on bits per token
+
+_SEES_DANCE = ("model", "motion_only", "video_only")
+
+Scores = dict[str, dict[int, dict[str, Metric]]]
+"""Metric by system, seed and name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Originals with a genre: feature (or the reason for none), genre code and song by key."""
+
+    features: dict[str, NDArray[np.floating] | str]
+    genres: dict[str, str]
+    songs: dict[str, str]
+
+
+def _bootstrap(params: Params, songs: Mapping[str, str]) -> dict[str, Any]:
+    p = params.evaluate
+    return {"num_resamples": p.num_bootstrap, "seed": p.seed, "clusters": songs}
+
+
+def summaries(
+    params: Params, scores: Scores, songs: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Return one row per system, in reading order: every score over seeds, clips and songs."""
+    options = _bootstrap(params, songs)
+    systems: dict[str, dict[str, Any]] = {}
+    for system in reading_order(scores):
+        runs = [metrics for _, metrics in sorted(scores[system].items())]
+        row: dict[str, Any] = {"beats": {"d2m": {}, "loris": {}}, "num_seeds": len(runs)}
+        for name in runs[0]:
+            per_seed = [run[name].per_sample for run in runs]
+            summary = statistics.summarise(per_seed, **options)
+            value = None if summary is None else summary.as_dict()
+            family, _, score = name.partition(".")
+            (row["beats"][family] if score else row)[score or name] = value
+            if value is not None:
+                value["n_skipped"] = sum(len(run[name].skipped) for run in runs)
+        for family, score in (("d2m", "hit"), ("loris", "bhs")):
+            extras = [run[f"{family}.{score}"].extra for run in runs]
+            renamed = {"coverage_std": "csd", "hit_std": "hsd"} if family == "loris" else {}
+            for name in ("f1", "coverage_std", "hit_std", "coverage_abs_dev"):
+                if name in extras[0]:
+                    row["beats"][family][renamed.get(name, name)] = _mean(e[name] for e in extras)
+            row["beats"][family]["n_no_reference_beats"] = extras[0]["n_no_reference_beats"]
+        if "genre_accuracy" in runs[0]:
+            genres = [run["genre_accuracy"].extra for run in runs]
+            low, high = _mean_wilson([run["genre_accuracy"] for run in runs])
+            row["genre"] = {
+                "macro": _mean(e.get("macro") for e in genres),
+                "majority_5": _mean(e["majority_5"] for e in genres),
+                "wilson_low": low,
+                "wilson_high": high,
+            }
+        row["n"] = max(len(run["onset_f1"].per_sample) for run in runs)
+        systems[system] = row
+    return systems
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _mean_wilson(runs: Sequence[Metric]) -> tuple[float | None, float | None]:
+    # Seeds repeat the same clips, so n stays the number of clips.
+    share, n = _mean(run.value for run in runs), max(run.n for run in runs)
+    return (None, None) if share is None else statistics.wilson_interval(share, n)
+
+
+def bits_per_token(
+    systems: Iterable[str],
+    model_dir: str | Path,
+    tokens_dir: str | Path,
+    features_dir: str | Path,
+    split: str,
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Return the bound on the originals' bits per token by system and key, and warnings."""
+    from tqdm import tqdm
+
+    from cdcd.data.cache import read_split
+
+    try:
+        from cdcd import tasks
+    except ImportError as error:
+        return {}, [f"no bits per token: {error}"]
+    keys: list[str] = read_split(tokens_dir, split).info["keys"]
+    asked = [system for system in systems if system in tasks.SYSTEMS]
+    found = {}
+    for system in tqdm(asked, desc="evaluate: bits per token", unit="system"):
+        bits = tasks.bits_per_token(
+            Path(model_dir), Path(tokens_dir), Path(features_dir), split, system, NUM_DRAWS
+        )
+        found[system] = dict(zip(keys, bits["per_sample"], strict=True))
+    return found, []
+
+
+def add_bits(
+    params: Params,
+    systems: Mapping[str, dict[str, Any]],
+    bits: Mapping[str, Mapping[str, float]],
+    songs: Mapping[str, str],
+) -> None:
+    """Put the summary of `bits_per_token` into the systems' rows."""
+    for system, per_sample in bits.items():
+        summary = statistics.summarise([per_sample], **_bootstrap(params, songs))
+        systems[system]["bits_per_token"] = None if summary is None else summary.as_dict()
+
+
+def add_fad(systems: Mapping[str, dict[str, Any]], features: GenreFeatures) -> None:
+    """Put the Fréchet audio distance, averaged over seeds, into the systems' rows."""
+    from cdcd.evaluation.fad import audio_distance
+
+    reference = features.patches["ground_truth"][0]
+    for system, row in systems.items():
+        by_seed = features.patches[system].values()
+        row["fad"] = _mean(audio_distance(reference, mine).value for mine in by_seed)
+
+
+def comparisons(
+    params: Params,
+    scores: Scores,
+    systems: Mapping[str, Mapping[str, Any]],
+    songs: Mapping[str, str],
+) -> dict[str, dict[str, Any]]:
+    """Return paired differences of systems that see the dance from controls that do not."""
+    options = _bootstrap(params, songs)
+    found: dict[str, dict[str, Any]] = {}
+    pairs = itertools.product(_SEES_DANCE, ("shuffled", "unconditioned"))
+    for system, control in pairs:
+        if system not in scores or control not in scores:
+            continue
+        for name in COMPARED:
+            if not all(systems[one].get(name) for one in (system, control)):
+                continue
+            means = [
+                statistics.mean_over_seeds([run[name].per_sample for run in scores[one].values()])
+                for one in (system, control)
+            ]
+            over_keys = statistics.paired_difference(*means, **options | {"clusters": None})
+            over_songs = statistics.paired_difference(*means, **options)
+            first, second = (systems[one][name] for one in (system, control))
+            found.setdefault(f"{system}_vs_{control}", {})[name] = {
+                "difference": over_keys.mean,
+                "ci_low": over_keys.low,
+                "ci_high": over_keys.high,
+                "ci_song_low": over_songs.low,
+                "ci_song_high": over_songs.high,
+                "intervals_overlap": _overlap(first, second, "ci"),
+                "intervals_overlap_by_song": _overlap(first, second, "ci_song"),
+            }
+    return found
+
+
+def _overlap(first: Mapping[str, float], second: Mapping[str, float], kind: str) -> bool:
+    low, high = f"{kind}_low", f"{kind}_high"
+    return first[low] <= second[high] and second[low] <= first[high]
+
+
+def genre_variants(
+    features: scoring.Feature,
+    originals: Originals,
+    database: genre.Database | None,
+    classifier: genre.Classifier | None,
+    val: Labelled | None,
+) -> dict[str, Any]:
+    """Return what the other genre protocols say about the originals.
+
+    Args:
+        features: of the split's originals.
+        originals: their genres and songs.
+        database: train originals; None where genre accuracy was refused.
+        classifier: fitted on them.
+        val: val originals.
+    """
+    if database is None or classifier is None:
+        return {}
+    variants: dict[str, Any] = {"leave_song_out": None}
+    known = {key: code for key, code in originals.genres.items() if code is not None}
+    mine = {k: f for k, f in features.items() if not isinstance(f, str) and k in known}
+    try:
+        variants["leave_song_out"] = genre.retrieval_accuracy(
+            mine,
+            known,
+            genre.Database.build(mine, known, originals.songs),
+            feature="originals",
+            query_songs=originals.songs,
+            leave_song_out=True,
+        ).value
+    except genre.GenreError as error:
+        variants["leave_song_out_refused"] = str(error)
+    hits = [
+        found == true
+        for found, true in zip(classifier.predict(database.features), database.genres, strict=True)
+    ]
+    variants["classifier_train_accuracy"] = sum(hits) / len(hits)
+    if val is not None and val.features:
+        variants["classifier_val_accuracy"] = genre.classifier_accuracy(
+            val.features, val.genres, classifier, feature="originals"
+        ).value
+    return variants

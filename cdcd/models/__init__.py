@@ -1,0 +1,1 @@
+"""The denoiser and its conditioner."""

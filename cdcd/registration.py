@@ -1,0 +1,206 @@
+"""A trained pipeline becomes a version of a registered model, and perhaps its champion.
+
+Aliases: every new version is `candidate`; it becomes `champion` when there is none, or when its
+main score is not worse than the champion's. A version with broken weights is never registered.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cdcd import tracking
+from cdcd.config import Params
+from cdcd.data.files import write_json
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parent
+CANDIDATE = "candidate"
+CHAMPION = "champion"
+# What loading the model and generating from a video import, beside MLflow itself.
+REQUIREMENTS = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "pandas",
+    "tqdm",
+    "av",
+    "decord",
+    "soundfile",
+    "soxr",
+)
+
+
+class RegistrationError(ValueError):
+    """A model that must not be registered; the message says why and what to run."""
+
+
+def requirements() -> list[str]:
+    """The versions installed here, pinned; a local suffix such as `+cpu` is no version of PyPI."""
+    return [
+        f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS
+    ]
+
+
+def check_weights(folder: Path, name: str) -> None:
+    """Check that `<name>.safetensors` and `<name>.json` are there and every number is finite.
+
+    Raises:
+        RegistrationError: a file is missing or unreadable, or a tensor holds NaN or infinity.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    for path in (folder / f"{name}.safetensors", folder / f"{name}.json"):
+        if not path.is_file():
+            raise RegistrationError(
+                f"a registered model needs {path}: no such file; run the pipeline up to `train`"
+            )
+    weights = folder / f"{name}.safetensors"
+    try:
+        with safe_open(weights, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                tensor = file.get_tensor(key)
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise RegistrationError(
+                        f"weights must be finite: {key} of {weights} holds NaN or infinity; "
+                        "train again, with a lower train.optimizer.learning_rate"
+                    )
+    except SafetensorError as error:
+        raise RegistrationError(
+            f"{weights} must be a safetensors file: {' '.join(str(error).split())}; train again"
+        ) from None
+
+
+def model_scores(metrics_path: Path) -> dict[str, float]:
+    """The model's mean of every score in a metrics file, finite ones only.
+
+    Raises:
+        RegistrationError: the file is missing or has no table row `model`.
+    """
+    try:
+        rows = json.loads(metrics_path.read_text(encoding="utf-8"))["systems"]["model"]
+        items = rows.items()
+    except FileNotFoundError:
+        raise RegistrationError(
+            f"a registered model needs its scores: {metrics_path} does not exist; run `evaluate`"
+        ) from None
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise RegistrationError(
+            f"{metrics_path} must hold systems.model with the scores; run `evaluate` again"
+        ) from None
+    scores = {}
+    for name, value in items:
+        mean = value.get("mean") if isinstance(value, Mapping) else None
+        if tracking.is_number(mean):
+            scores[name] = float(mean)
+    return scores
+
+
+def is_promoted(
+    score: float, name: str, dataset: str, champion: tracking.ModelVersion | None
+) -> bool:
+    """Whether a version with this main score takes the champion's place.
+
+    A champion of another dataset, or without this score, cannot be compared and stays.
+    """
+    if champion is None:
+        return True
+    theirs = champion.tags.get(f"score.{name}")
+    if theirs is None or champion.tags.get("dataset") != dataset:
+        logger.warning(
+            "version %s stays champion: it has no %s on %s to compare with",
+            champion.version,
+            name,
+            dataset,
+        )
+        return False
+    return score >= float(theirs)
+
+
+def register_model(
+    params: Params,
+    *,
+    dataset: str,
+    model_dir: str | Path,
+    codec_dir: str | Path,
+    metrics_path: str | Path,
+    out_path: str | Path,
+) -> dict[str, Any]:
+    """Register a trained model with its codec under `register.name` and set the aliases.
+
+    Args:
+        params: `register` names the model and the score that decides.
+        dataset: what it was trained on.
+        model_dir: with model.safetensors, model.json and run.json.
+        codec_dir: with codec.safetensors and codec.json.
+        metrics_path: the table that `evaluate` wrote.
+        out_path: JSON that receives what is returned.
+
+    Returns:
+        name, version, aliases, uri, score (name and mean) and champion (version and mean).
+
+    Raises:
+        RegistrationError: weights or scores are missing or not finite; nothing is registered.
+        TrackingError: the registry cannot be opened.
+    """
+    model_dir, codec_dir, metrics_path = Path(model_dir), Path(codec_dir), Path(metrics_path)
+    name, main = params.register_.name, params.register_.main_score
+    check_weights(model_dir, "model")
+    check_weights(codec_dir, "codec")
+    scores = model_scores(metrics_path)
+    if main not in scores:
+        raise RegistrationError(
+            f"register.main_score must be a finite score of systems.model in {metrics_path}: got "
+            f"{main}; choose one of {', '.join(sorted(scores)) or 'none'}, or run `evaluate` again"
+        )
+    champion = tracking.version_by_alias(name, CHAMPION)
+    tags = {
+        "dataset": dataset,
+        **tracking.git_state(),
+        **{f"score.{key}": repr(value) for key, value in scores.items()},
+    }
+    trained_by = tracking.read_run_id(model_dir / "run.json")
+    if trained_by is not None:
+        tags["train_run_id"] = trained_by
+    version = tracking.log_model_version(
+        name,
+        dataset=dataset,
+        python_model=PACKAGE / "serving.py",
+        artifacts={"model": model_dir, "codec": codec_dir},
+        code_paths=[PACKAGE, PACKAGE.parent / "kernels"],
+        requirements=requirements(),
+        tags=tags,
+        description=(
+            f"Music for dance videos, trained on {dataset}; {main} {scores[main]:.3f} on held-out "
+            "songs. Loading it runs the code it holds."
+        ),
+        metadata={"dataset": dataset, "main_score": main, "scores": scores},
+    )
+    aliases = [CANDIDATE]
+    tracking.set_alias(name, CANDIDATE, version.version)
+    if is_promoted(scores[main], main, dataset, champion):
+        tracking.set_alias(name, CHAMPION, version.version)
+        aliases.append(CHAMPION)
+        champion = version
+    assert champion is not None
+    result = {
+        "name": name,
+        "version": version.version,
+        "aliases": aliases,
+        "uri": version.uri,
+        "score": {"name": main, "mean": scores[main]},
+        "champion": {
+            "version": champion.version,
+            "mean": float(champion.tags[f"score.{main}"])
+            if f"score.{main}" in champion.tags
+            else None,
+        },
+    }
+    write_json(out_path, result)
+    return result

@@ -1,0 +1,535 @@
+"""Runs, artifacts, model versions and aliases: the only file that imports MLflow.
+
+`open_run` gives a `Tracker`, which buffers metrics and sends them in batches (a single
+`log_metric` call costs tens of milliseconds). Everything uses explicit clients and ids, so two runs
+in one process do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import math
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeGuard
+
+if TYPE_CHECKING:
+    import numpy as np
+
+logger = logging.getLogger(__name__)
+
+# MLflow honours only the word `true`.
+TELEMETRY_OFF = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "1",
+}
+FLUSH_SECONDS = 10.0
+FLUSH_METRICS = 500
+_MAX_METRICS = 1000  # per request, a limit of MLflow's
+_MAX_PARAMS = 100
+_MAX_PARAM_CHARS = 6000
+
+
+class TrackingError(OSError):
+    """The tracking store cannot be opened; the message says where it is and what to do."""
+
+
+def repository_root(start: Path | None = None) -> Path:
+    """The nearest folder at or above `start` (default: here) with a dvc.yaml, else `start`."""
+    start = (start or Path.cwd()).resolve()
+    return next((p for p in (start, *start.parents) if (p / "dvc.yaml").is_file()), start)
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, else sqlite at data/mlflow/mlflow.db; sqlite paths are absolute."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return f"sqlite:///{repository_root() / 'data' / 'mlflow' / 'mlflow.db'}"
+    prefix = "sqlite:///"
+    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
+        return f"{prefix}{Path(uri.removeprefix(prefix)).resolve()}"
+    return uri
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _client() -> Any:
+    """A client on a store that exists.
+
+    Raises:
+        TrackingError: the store cannot be opened or created.
+    """
+    os.environ.update(TELEMETRY_OFF)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    uri = tracking_uri()
+    path = _sqlite_path(uri)
+    try:
+        if path is None:
+            client = mlflow.MlflowClient(uri)
+            client.search_experiments(max_results=1)
+            return client
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Processes that meet a missing file would all create its tables, and most would crash.
+        with (path.parent / ".create.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            client = mlflow.MlflowClient(uri)
+            client.search_experiments(max_results=1)
+            return client
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI must name a store that can be opened: got {uri} ({reason}); "
+            "start its server, mend the URI or unset it to use data/mlflow"
+        ) from error
+
+
+def ensure_store() -> str:
+    """Create the store if it is missing and return its URI."""
+    _client()
+    return tracking_uri()
+
+
+def _experiment_id(client: Any, dataset: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    name = f"cdcd/{dataset}"
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        path = _sqlite_path(tracking_uri())
+        location = None  # a server decides itself
+        if path is not None:
+            location = (path.parent / "artifacts" / dataset).as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:  # another process was quicker
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to one level with dotted keys; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def git_state() -> dict[str, str]:
+    """Tags `git.commit` and `git.dirty` of the working tree, or nothing outside a repository."""
+
+    def ask(*command: str) -> str:
+        return subprocess.run(
+            ["git", *command],
+            cwd=repository_root(),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        ).stdout.strip()
+
+    try:
+        commit = ask("rev-parse", "HEAD")
+        dirty = bool(ask("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {
+        "git.commit": commit,
+        "git.dirty": str(dirty).lower(),
+        "mlflow.source.git.commit": commit,
+    }
+
+
+class Tracker(Protocol):
+    """What a stage may record. `NullTracker` records nothing."""
+
+    run_id: str | None
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record parameters; nested mappings become dotted names."""
+        ...
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Record numbers at a step; buffered, so cheap enough for every step."""
+        ...
+
+    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Copy a file into the run."""
+        ...
+
+    def log_artifacts(self, path: str | Path, folder: str | None = None) -> None:
+        """Copy a folder's content into the run."""
+        ...
+
+    def log_audio(self, name: str, audio: np.ndarray, sample_rate_hz: int) -> None:
+        """Keep mono float sound `[n]` in [-1, 1] as `<name>.wav`, which MLflow's UI plays."""
+        ...
+
+    def log_figure(self, name: str, figure: Any) -> None:
+        """Keep a matplotlib figure as `<name>.png`."""
+        ...
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Add or replace tags of the run."""
+        ...
+
+    def flush(self) -> None:
+        """Send what is buffered."""
+        ...
+
+
+class NullTracker:
+    """A tracker that records nothing, for tests and runs without MLflow."""
+
+    run_id: str | None = None
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Do nothing."""
+
+    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Do nothing."""
+
+    def log_artifacts(self, path: str | Path, folder: str | None = None) -> None:
+        """Do nothing."""
+
+    def log_audio(self, name: str, audio: np.ndarray, sample_rate_hz: int) -> None:
+        """Do nothing."""
+
+    def log_figure(self, name: str, figure: Any) -> None:
+        """Do nothing."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+
+class MlflowTracker:
+    """Records into one MLflow run. A failing store costs a warning, never the stage's work."""
+
+    def __init__(self, client: Any, run_id: str) -> None:
+        self.run_id: str | None = run_id
+        self._client = client
+        self._metrics: list[Any] = []
+        self._flushed = time.monotonic()
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record parameters; one that the run already has stays as it is."""
+        from mlflow.entities import Param
+
+        with self._forgiving("parameters"):
+            known = self._client.get_run(self.run_id).data.params
+            new = [
+                Param(key, str(value)[:_MAX_PARAM_CHARS])
+                for key, value in flatten(params).items()
+                if key not in known
+            ]
+            for start in range(0, len(new), _MAX_PARAMS):
+                self._client.log_batch(self.run_id, params=new[start : start + _MAX_PARAMS])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Buffer numbers; they are sent every 10 s, 500 numbers, or at the end of the run."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._metrics.extend(
+            Metric(key, float(value), now, step) for key, value in flatten(metrics).items()
+        )
+        waited = time.monotonic() - self._flushed
+        if len(self._metrics) >= FLUSH_METRICS or waited >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send the buffered numbers; on failure they are kept for the next attempt."""
+        self._flushed = time.monotonic()
+        with self._forgiving("metrics"):
+            while self._metrics:
+                self._client.log_batch(self.run_id, metrics=self._metrics[:_MAX_METRICS])
+                del self._metrics[:_MAX_METRICS]
+
+    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Copy a file into the run."""
+        with self._forgiving(f"artifact {path}"):
+            self._client.log_artifact(self.run_id, str(path), folder)
+
+    def log_artifacts(self, path: str | Path, folder: str | None = None) -> None:
+        """Copy a folder's content into the run."""
+        with self._forgiving(f"artifacts {path}"):
+            self._client.log_artifacts(self.run_id, str(path), folder)
+
+    def log_audio(self, name: str, audio: np.ndarray, sample_rate_hz: int) -> None:
+        """Keep mono float sound `[n]` in [-1, 1] as `<name>.wav`."""
+        import soundfile
+
+        with self._temporary(name, ".wav") as (path, folder):
+            soundfile.write(path, audio, sample_rate_hz, subtype="PCM_16")
+            self.log_artifact(path, folder)
+
+    def log_figure(self, name: str, figure: Any) -> None:
+        """Keep a matplotlib figure as `<name>.png`."""
+        with self._temporary(name, ".png") as (path, folder):
+            figure.savefig(path, dpi=100, bbox_inches="tight")
+            self.log_artifact(path, folder)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Add or replace tags of the run."""
+        from mlflow.entities import RunTag
+
+        with self._forgiving("tags"):
+            entries = [RunTag(key, str(value)) for key, value in tags.items()]
+            self._client.log_batch(self.run_id, tags=entries)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _temporary(name: str, suffix: str) -> Iterator[tuple[Path, str | None]]:
+        inside = Path(name.removesuffix(suffix) + suffix)
+        with tempfile.TemporaryDirectory() as folder:
+            yield (
+                Path(folder) / inside.name,
+                str(inside.parent) if inside.parent.name else None,
+            )
+
+    @contextlib.contextmanager
+    def _forgiving(self, what: str) -> Iterator[None]:
+        # Hours of training must not die because a tracking server restarts.
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            logger.warning("MLflow did not take the %s of run %s: %s", what, self.run_id, reason)
+
+
+@contextlib.contextmanager
+def open_run(
+    stage: str,
+    dataset: str,
+    params: Any = None,
+    tags: Mapping[str, str] | None = None,
+    run_id: str | None = None,
+) -> Iterator[MlflowTracker | NullTracker]:
+    """A run of experiment `cdcd/<dataset>`, closed as finished, failed or killed.
+
+    Args:
+        stage: the stage's name; also the run's name together with the dataset.
+        dataset: the experiment.
+        params: the pydantic `Params` or a mapping; logged flattened.
+        tags: further tags beside stage, dataset, commit and dirtiness.
+        run_id: continue this run if the store still knows it, otherwise start a new one.
+
+    Raises:
+        TrackingError: the store cannot be opened.
+    """
+    if os.environ.get("CDCD_TRACKING") == "off":
+        yield NullTracker()
+        return
+    client = _client()
+    from mlflow.entities import RunStatus
+    from mlflow.exceptions import MlflowException
+
+    all_tags = {"stage": stage, "dataset": dataset, **git_state(), **(tags or {})}
+    resumed = None
+    if run_id is not None:
+        try:
+            if client.get_run(run_id).info.lifecycle_stage == "active":
+                client.update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
+                resumed = run_id
+        except MlflowException:
+            logger.warning("run %s is gone from %s; starting another", run_id, tracking_uri())
+    if resumed is None:
+        created = client.create_run(
+            _experiment_id(client, dataset), tags=all_tags, run_name=f"{stage}@{dataset}"
+        )
+        resumed = created.info.run_id
+    tracker = MlflowTracker(client, resumed)
+    if params is not None:
+        tree = params if isinstance(params, Mapping) else params.model_dump(by_alias=True)
+        tracker.log_params(tree)
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.flush()
+        with tracker._forgiving("end"):
+            client.set_terminated(resumed, status)
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One registered version: its name, number, tags and the run and URI it came from."""
+
+    name: str
+    version: str
+    tags: dict[str, str]
+    run_id: str | None = None
+
+    @property
+    def uri(self) -> str:
+        """`models:/<name>/<version>`."""
+        return f"models:/{self.name}/{self.version}"
+
+    @classmethod
+    def _of(cls, found: Any) -> Self:
+        return cls(found.name, str(found.version), dict(found.tags), found.run_id)
+
+
+def log_model_version(
+    name: str,
+    *,
+    dataset: str,
+    python_model: Path,
+    artifacts: Mapping[str, Path],
+    code_paths: list[Path],
+    requirements: list[str],
+    tags: Mapping[str, str],
+    description: str,
+    metadata: Mapping[str, Any],
+) -> ModelVersion:
+    """Log a models-from-code pyfunc (a video's path in, a file with music out) and register it.
+
+    The model holds the code, the artifacts' files and the requirements: nothing is pickled, and a
+    clean environment loads it with `MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false`.
+
+    Args:
+        name: of the registered model.
+        dataset: its experiment holds the run.
+        python_model: the file that calls `mlflow.models.set_model`.
+        artifacts: folders copied into the model, by the names that `context.artifacts` uses.
+        code_paths: packages copied into the model.
+        requirements: pip requirements, pinned.
+        tags: of the version.
+        description: of the version, shown in the UI.
+        metadata: of the model, JSON-able.
+    """
+    with open_run("register", dataset, tags=tags) as tracker:
+        if tracker.run_id is None:
+            raise TrackingError(
+                "register needs the tracking store: got CDCD_TRACKING=off; unset it"
+            )
+        import mlflow
+        from mlflow.models import ModelSignature
+        from mlflow.types import ColSpec, DataType, Schema
+
+        def column(kind: DataType, label: str, required: bool = True) -> ColSpec:
+            return ColSpec(kind, label, required=required)
+
+        signature = ModelSignature(
+            inputs=Schema(
+                [
+                    column(DataType.string, "video"),
+                    column(DataType.string, "out", required=False),
+                    column(DataType.long, "seed", required=False),
+                    column(DataType.double, "guidance", required=False),
+                    column(DataType.double, "truncation", required=False),
+                ]
+            ),
+            outputs=Schema(
+                [
+                    column(DataType.string, "audio_path"),
+                    column(DataType.long, "sample_rate_hz"),
+                    column(DataType.double, "duration_seconds"),
+                ]
+            ),
+        )
+        mlflow.set_tracking_uri(tracking_uri())
+        with mlflow.start_run(run_id=tracker.run_id):
+            logged = mlflow.pyfunc.log_model(
+                name=name,
+                python_model=str(python_model),
+                artifacts={key: str(path) for key, path in artifacts.items()},
+                code_paths=[str(path) for path in code_paths],
+                pip_requirements=requirements,
+                signature=signature,
+                input_example={"video": ["dance.mp4"]},
+                metadata=dict(metadata),
+                registered_model_name=name,
+            )
+        client = _client()
+        version = str(logged.registered_model_version)
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, str(value))
+        client.update_model_version(name, version, description=description)
+        return ModelVersion._of(client.get_model_version(name, version))
+
+
+def version_by_alias(name: str, alias: str) -> ModelVersion | None:
+    """The version an alias points to, or None."""
+    client = _client()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return ModelVersion._of(client.get_model_version_by_alias(name, alias))
+    except MlflowException:
+        return None
+
+
+def set_alias(name: str, alias: str, version: str) -> None:
+    """Point an alias at a version; it leaves the one it pointed at."""
+    _client().set_registered_model_alias(name, alias, version)
+
+
+def download_model(uri: str) -> dict[str, Path]:
+    """Fetch a `models:/…` URI and return the folders of its artifacts by name.
+
+    Raises:
+        TrackingError: no such model, version or alias, or a model of another kind.
+    """
+    _client()
+    import mlflow
+    import yaml
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(tracking_uri())
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        described = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+        artifacts = described["flavors"]["python_function"]["artifacts"]
+        return {name: folder / entry["path"] for name, entry in artifacts.items()}
+    except (MlflowException, OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrackingError(
+            f"--model must name a registered version or alias: got {uri} ({reason}); "
+            "see `make ui` for those that exist"
+        ) from error
+
+
+def read_run_id(path: Path) -> str | None:
+    """The `run_id` in a run.json, or None where the file is missing or unreadable."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["run_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,185 @@
+"""One batch to one loss: noise, predict, and score against the positive and its negatives."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cdcd.diffusion.contrast import Contrast
+from cdcd.diffusion.losses import Adaptive, LossTerms, combine
+from cdcd.diffusion.negatives import other_class_indices, shuffled_chunks
+from cdcd.diffusion.process import noise
+from cdcd.diffusion.schedule import Schedule
+from cdcd.diffusion.timesteps import StepSampler
+from cdcd.models.conditioner import ConditionInputs
+from cdcd.models.model import ConditionalDenoiser
+from kernels.posterior_loss import posterior_loss
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Cached tokens and features of some clips.
+
+    Attributes:
+        z_0: tokens, int64 [b, l].
+        inputs: the condition features.
+        labels: class of each clip (genre, or song where there is none), int64 [b].
+        waveform_negatives: tokens of shuffled waveforms, int64 [b, n, l], where they were stored.
+    """
+
+    z_0: Tensor
+    inputs: ConditionInputs
+    labels: Tensor
+    waveform_negatives: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The training loss as a function of model and batch; every choice of the paper is a field.
+
+    Attributes:
+        schedule: the chain.
+        contrast: the contrastive term, or None for the vanilla loss.
+        negatives: where negatives come from.
+        num_negatives: N.
+        num_chunks: pieces that intra-negatives shuffle.
+        intra_unit: shuffle tokens, or use stored tokens of shuffled waveforms.
+        has_parallel_chains: each negative is noised and denoised on its own (Algorithm 1) instead
+            of sharing the positive's z_t (released code; one network call instead of N + 1).
+        auxiliary_weight: of -log p(z_0 | z_t).
+        adaptive: direction of the weights over t.
+        drop_motion: probability that a clip trains without its motion; likewise `drop_video`.
+        drop_all: probability that it trains without any condition.
+        pool: tokens [m, l] and labels [m] that inter-negatives are drawn from.
+    """
+
+    schedule: Schedule
+    contrast: Contrast | None
+    negatives: Literal["intra", "inter"]
+    num_negatives: int
+    num_chunks: int
+    intra_unit: Literal["tokens", "waveform"]
+    has_parallel_chains: bool
+    auxiliary_weight: float
+    adaptive: Adaptive
+    drop_motion: float
+    drop_video: float
+    drop_all: float
+    pool: tuple[Tensor, Tensor]
+
+    def __call__(
+        self,
+        model: ConditionalDenoiser,
+        batch: Batch,
+        steps: StepSampler,
+        generator: torch.Generator,
+    ) -> LossTerms:
+        """Loss of a training batch; `steps` is read, not updated."""
+        t, p_t = steps.sample(len(batch.z_0), generator)
+        inputs = self.drop(batch.inputs, generator)
+        noised = noise(batch.z_0, t, self.schedule, generator)
+        negatives = self.draw_negatives(batch, generator) if self.contrast else None
+        logits = model(noised.z_t, t, inputs)
+        q = self.schedule.coefficients(t)
+        shared = None if self.has_parallel_chains else negatives
+        terms = posterior_loss(logits, noised.z_t, batch.z_0, q, shared)
+        chain_losses = None
+        if self.has_parallel_chains and negatives is not None:
+            chain_losses = self.parallel_chains(model, negatives, t, inputs, generator)
+        return combine(
+            terms,
+            t,
+            p_t,
+            self.schedule.num_steps,
+            self.auxiliary_weight,
+            self.adaptive,
+            self.contrast,
+            chain_losses,
+        )
+
+    def drop(self, inputs: ConditionInputs, generator: torch.Generator) -> ConditionInputs:
+        """Drop each modality at random, so that every subset of them can be asked for later."""
+        b = len(inputs.has_motion)
+        device = inputs.has_motion.device
+        u = torch.rand(3, b, generator=generator, device=device)
+        keep_any = u[0] >= self.drop_all
+        # One number for both modalities: they are dropped in turn, never together by chance.
+        motion = keep_any & (u[1] >= self.drop_motion)
+        video = keep_any & ((u[1] < self.drop_motion) | (u[2] >= self.drop_video))
+        return replace(
+            inputs, has_motion=inputs.has_motion & motion, has_video=inputs.has_video & video
+        )
+
+    def draw_negatives(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """N negative token sequences a clip, int64 [b, n, l]."""
+        if self.negatives == "inter":
+            tokens, labels = self.pool
+            index = other_class_indices(batch.labels, labels, self.num_negatives, generator)
+            return tokens[index]
+        if self.intra_unit == "waveform":
+            stored = batch.waveform_negatives
+            assert stored is not None, "config requires stored waveform negatives"
+            return stored[:, : self.num_negatives]
+        return shuffled_chunks(batch.z_0, self.num_negatives, self.num_chunks, generator)
+
+    def parallel_chains(
+        self,
+        model: ConditionalDenoiser,
+        negatives: Tensor,
+        t: Tensor,
+        inputs: ConditionInputs,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Bound of each negative on its own chain z_t^j ~ q(. | z_0^j), float [b, n]."""
+        b, n, l = negatives.shape
+        rows = negatives.reshape(b * n, l)
+        t_rows = t.repeat_interleave(n)
+        noised = noise(rows, t_rows, self.schedule, generator)
+        logits = model(noised.z_t, t_rows, inputs.repeat(n))
+        terms = posterior_loss(logits, noised.z_t, rows, self.schedule.coefficients(t_rows))
+        return terms.kl.sum(-1).view(b, n)
+
+
+@torch.no_grad()
+def bound_per_clip(
+    model: ConditionalDenoiser,
+    z_0: Tensor,
+    inputs: ConditionInputs,
+    schedule: Schedule,
+    generator: torch.Generator,
+    num_draws: int,
+) -> Tensor:
+    """Estimate of the negative variational bound of each clip in nats, float [b].
+
+    sum_t KL_t + L_T, with the steps drawn in `num_draws` equal strata of 1..T for each clip and
+    scaled up; unbiased, and exact in t when num_draws is T. Uses no importance history.
+    """
+    b, l = z_0.shape
+    T = schedule.num_steps
+    edges = torch.linspace(0, T, num_draws + 1, device=z_0.device)
+    condition = model.encode(inputs)
+    total = torch.zeros(b, device=z_0.device)
+    for low, high in pairwise(edges):
+        u = torch.rand(b, generator=generator, device=z_0.device)
+        t = (low + u * (high - low)).floor().long().clamp_max(T - 1) + 1
+        noised = noise(z_0, t, schedule, generator)
+        logits = model.denoiser(noised.z_t, t, condition)
+        terms = posterior_loss(logits, noised.z_t, z_0, schedule.coefficients(t))
+        total += terms.kl.sum(-1) * (T / num_draws)
+    A, B, C = schedule.tables[3:, T].tolist()
+    # L_T: KL of q(z_T | z_0) to the stationary distribution (the same C and K B + A spread evenly).
+    K = schedule.num_codes
+    rest = max(1 - C, 1e-30) / K
+    kept, other = B + A, B
+    prior = kept * _log(kept / rest) + (K - 1) * other * _log(other / rest)
+    return total + l * prior
+
+
+def _log(x: float) -> float:
+    """Natural logarithm for terms p log p, which vanish with p."""
+    return math.log(x) if x > 0 else 0.0

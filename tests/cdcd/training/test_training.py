@@ -1,0 +1,192 @@
+"""Training: killed and resumed equals uninterrupted, validation disturbs nothing, losses fall."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from cdcd.config import parse_params
+from cdcd.data.cache import write_split
+from cdcd.data.files import StorageError
+from cdcd.tasks import bits_per_token, train_model
+from cdcd.tracking import NullTracker
+from cdcd.training.optim import make_optimizer, rate_factor
+from cdcd.training.state import CHECKPOINT, CheckpointError, read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory):
+    """Clips whose tokens follow their features, which tell the class and nothing else."""
+    root = tmp_path_factory.mktemp("caches")
+    random = np.random.default_rng(0)
+    for split, n in (("train", 96), ("val", 6)):
+        genres = np.arange(n) % 3
+        keys = [f"{split}{i:03d}" for i in range(n)]
+        facts = {"keys": keys, "genres": genres.tolist(), "songs": [f"m{g}" for g in genres],
+                 "sequences": keys, "segment_seconds": 2}  # fmt: skip
+        tokens = (genres[:, None] * 10 + random.integers(0, 2, (n, 16))).astype(np.int32)
+        intra = np.stack([np.roll(tokens, s, axis=1) for s in (3, 5, 7)], axis=1)
+        codec = {"num_codes": 32, "hop": 2756, "sample_rate_hz": 22050, "codec_hash": "x"}
+        write_split(root / "tokens", split, {"tokens": tokens, "intra": intra}, facts | codec)
+        one = np.ones(n, np.uint8)
+        signal = genres[:, None, None].astype(np.float32)
+        arrays = {
+            "motion": np.tile(signal, (1, 120, 219)),
+            "video": np.tile(signal, (1, 60, 5)),
+            "has_motion": one, "has_video": one,
+        }  # fmt: skip
+        write_split(root / "features", split, arrays,
+                    facts | {"video_rate_hz": 30, "video_feature": {"name": "test"}})  # fmt: skip
+    return root
+
+
+def make_params(**train):
+    tree = yaml.safe_load(open("params.yaml").read())  # noqa: PTH123, SIM115
+    tree["train"].update(num_steps=12, batch_size=8, log_every=4, validate_every=4, save_every=5,
+                         preview_every=1000, precision="float32")  # fmt: skip
+    tree["train"]["denoiser"].update(width=32, depth=1, num_heads=2, dropout=0.1)
+    tree["train"]["conditioner"].update(width=16, depth=1)
+    tree["train"]["diffusion"].update(num_steps=6)
+    tree["train"]["contrast"].update(num_negatives=3, num_chunks=4)
+    tree["encode"].update(num_waveform_negatives=3)
+    for key, value in train.items():
+        if isinstance(value, dict):
+            tree["train"][key].update(value)
+        else:
+            tree["train"][key] = value
+    return parse_params(tree)
+
+
+def run(caches, out, params, tracker=None, **options):
+    return train_model(
+        params, tokens_dir=caches / "tokens", features_dir=caches / "features",
+        codec_dir=caches / "codec", out_dir=out / "model", checkpoint_dir=out / "checkpoint",
+        tracker=tracker, **options,
+    )  # fmt: skip
+
+
+def weights(out):
+    return (out / "model" / "model.safetensors").read_bytes()
+
+
+def test_killed_and_resumed_equals_uninterrupted(caches, tmp_path):
+    params = make_params()
+    run(caches, tmp_path / "a", params)
+    run(caches, tmp_path / "b", params, stop_after=7)
+    assert not (tmp_path / "b" / "model").exists()
+    torch.manual_seed(99)  # another process has another global state
+    assert read_checkpoint(tmp_path / "b" / "checkpoint")[1] == 7
+    run(caches, tmp_path / "b", params)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert not (tmp_path / "b" / "checkpoint").exists()
+
+
+def test_validation_and_logging_change_nothing(caches, tmp_path):
+    run(caches, tmp_path / "a", make_params())
+    run(caches, tmp_path / "b", make_params(validate_every=1, log_every=1, save_every=1))
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+def test_a_checkpoint_of_other_parameters_is_not_resumed(caches, tmp_path):
+    run(caches, tmp_path, make_params(seed=1), stop_after=3)
+    run(caches, tmp_path, make_params())
+    run(caches, tmp_path / "fresh", make_params())
+    assert weights(tmp_path) == weights(tmp_path / "fresh")
+
+
+def test_a_cut_checkpoint_is_one_clear_error(caches, tmp_path):
+    run(caches, tmp_path, make_params(), stop_after=3)
+    file = tmp_path / "checkpoint" / CHECKPOINT
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="delete it to start anew"):
+        run(caches, tmp_path, make_params())
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint(caches, tmp_path, monkeypatch):
+    run(caches, tmp_path, make_params(), stop_after=5)
+    before = (tmp_path / "checkpoint" / CHECKPOINT).read_bytes()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cdcd.training.state.save_file", full)
+    with pytest.raises(StorageError, match="no space left"):
+        run(caches, tmp_path, make_params())
+    assert (tmp_path / "checkpoint" / CHECKPOINT).read_bytes() == before
+    assert [p.name for p in (tmp_path / "checkpoint").iterdir()] == [CHECKPOINT]
+
+
+CHOICES = [
+    {"mode": "off"},
+    *(
+        {"mode": mode, "negatives": negatives, "form": form}
+        for mode in ("step", "sample")
+        for negatives in ("intra", "inter")
+        for form in ("linear", "infonce")
+    ),
+    {"mode": "step", "chains": "parallel", "form": "linear"},
+    {"mode": "step", "intra_unit": "waveform"},
+]
+
+
+@pytest.mark.parametrize("contrast", CHOICES, ids=lambda c: "-".join(c.values()))
+def test_every_contrastive_setting_trains(caches, tmp_path, contrast):
+    class Record(NullTracker):
+        def __init__(self):
+            self.seen = {}
+
+        def log_metrics(self, metrics, step):
+            self.seen.update(metrics)
+
+    tracker = Record()
+    run(caches, tmp_path, make_params(contrast={**contrast, "weight": 0.1}, num_steps=4), tracker)
+    value = tracker.seen["contrast"]
+    if contrast["mode"] == "off":
+        assert value == 0
+    elif contrast.get("form") == "linear":
+        assert value < 0
+    else:
+        assert value > 0
+
+
+@pytest.mark.parametrize("schedule", ["absorbing_uniform", "alpha1", "official"])
+def test_training_learns_what_the_condition_tells(caches, tmp_path, schedule):
+    params = make_params(
+        num_steps=150, diffusion={"schedule": schedule}, optimizer={"learning_rate": 3e-3},
+        save_every=1000, validate_every=1000, ema_decay=0.9,
+    )  # fmt: skip
+    run(caches, tmp_path, params)
+    score = {
+        name: bits_per_token(
+            tmp_path / "model", caches / "tokens", caches / "features", "val", name
+        )["mean"]
+        for name in ("model", "video_only", "unconditioned")
+    }
+    # Two of 32 codes are possible given the class: 1 bit a token, 2.6 without the class.
+    assert score["model"] < 2.2
+    assert score["video_only"] < 2.6
+    assert score["model"] < score["unconditioned"]
+
+
+def test_summary_and_run_identity_are_written(caches, tmp_path):
+    summary = run(caches, tmp_path, make_params())
+    stored = json.loads((tmp_path / "model" / "summary.json").read_text())
+    assert stored["num_steps"] == 12
+    assert summary["num_parameters"] == stored["num_parameters"]
+    assert (tmp_path / "model" / "run.json").is_file()
+
+
+def test_rate_warms_up_and_decays():
+    assert rate_factor(1, 100, 10, "cosine") == pytest.approx(0.1)
+    assert rate_factor(10, 100, 10, "cosine") == 1
+    assert rate_factor(100, 100, 10, "cosine") == pytest.approx(0.02)
+    assert rate_factor(100, 100, 10, "constant") == 1
+
+
+def test_vectors_are_not_decayed():
+    model = torch.nn.Linear(3, 3)
+    groups = make_optimizer(model, 1.0, (0.9, 0.96), 0.5).param_groups
+    assert [g["weight_decay"] for g in groups] == [0.5, 0.0]
+    assert groups[0]["params"][0] is model.weight

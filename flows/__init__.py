@@ -1,0 +1,1 @@
+"""The verbs: each module runs one stage of dvc.yaml."""

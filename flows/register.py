@@ -1,0 +1,28 @@
+"""data/models + data/metrics -> model registry: a version with `candidate`, perhaps `champion`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from cdcd.config import Params
+from flows.stage import DATA, folder, stage_main
+
+
+def register(params: Params, dataset: str) -> Mapping[str, Any]:
+    """Register the trained pipeline as a model that needs nothing of this repository."""
+    from cdcd.registration import register_model
+
+    return register_model(
+        params,
+        dataset=dataset,
+        model_dir=folder("models", dataset),
+        codec_dir=folder("codecs", dataset),
+        metrics_path=DATA / "metrics" / f"{dataset}.json",
+        out_path=DATA / "registered" / f"{dataset}.json",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(stage_main("register", register))

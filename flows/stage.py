@@ -1,0 +1,222 @@
+"""Runs one stage: parameters in, one summary line out; an error becomes one line and exit code 1.
+
+The same function runs plainly or, where `PREFECT_API_URL` names a server that answers, as a
+Prefect flow. Nothing is cached or persisted by Prefect: DVC owns what is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from cdcd.config import Params, load_params
+from cdcd.data.files import is_disk_full, write_json
+from cdcd.tracking import TELEMETRY_OFF, Tracker
+
+DATA = Path("data")
+STAGES = (
+    "ingest",
+    "shard",
+    "codec",
+    "encode",
+    "featurize",
+    "train",
+    "generate",
+    "evaluate",
+    "register",
+)
+StageFunction = Callable[[Params, str], Mapping[str, Any]]
+logger = logging.getLogger(__name__)
+
+
+def folder(kind: str, dataset: str) -> Path:
+    """`data/<kind>/<dataset>`, relative to the repository's root where every stage runs."""
+    return DATA / kind / dataset
+
+
+def write(line: str) -> None:
+    """One line for the person at the terminal."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on a single line, with a remedy where the system gives none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and is_disk_full(error):
+        return f"the disk must have room for the outputs: got {text}; free some space and run again"
+    return text
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """The plain values of a summary as `key value, key value`."""
+    parts = []
+    for key, value in summary.items():
+        if isinstance(value, Mapping) and value:
+            inner = [v for v in value.values() if isinstance(v, int | float | str)]
+            if len(inner) == len(value) <= 6:
+                parts.append(f"{key.replace('_', ' ')} ({describe(value)})")
+        elif isinstance(value, float):
+            parts.append(f"{key.replace('_', ' ')} {value:.4g}")
+        elif isinstance(value, int | str) and len(str(value)) <= 60:
+            parts.append(f"{key.replace('_', ' ')} {value}")
+    return ", ".join(parts)
+
+
+class PeakMemory:
+    """The largest resident memory of this process and its children, sampled twice a second."""
+
+    def __init__(self, interval_seconds: float = 0.5) -> None:
+        self.peak_bytes = 0
+        self._interval = interval_seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        try:
+            import psutil  # type: ignore[import-untyped]
+        except ModuleNotFoundError:
+            return
+        me = psutil.Process()
+        while True:
+            total = 0
+            with suppress(psutil.Error):
+                for process in (me, *me.children(recursive=True)):
+                    with suppress(psutil.Error):
+                        total += process.memory_info().rss
+            self.peak_bytes = max(self.peak_bytes, total)
+            if self._stop.wait(self._interval):
+                return
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+
+def remember_run(out_dir: Path, tracker: Tracker) -> None:
+    """Leave run.json beside a stage's outputs, so that DVC restores both together."""
+    write_json(out_dir / "run.json", {"run_id": tracker.run_id})
+
+
+def prefect_url() -> str | None:
+    """`PREFECT_API_URL` if it is set and its server answers, else None.
+
+    Prefect would otherwise start a server of its own for every stage, at about ten seconds each.
+    """
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return None
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=3):
+            return url
+    except (OSError, ValueError, urllib.error.URLError) as error:
+        logger.warning("PREFECT_API_URL %s does not answer (%s); running without it", url, error)
+        return None
+
+
+def _as_flow(name: str, call: Callable[[], Mapping[str, Any]], run_name: str) -> Mapping[str, Any]:
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "cdcd,flows")
+    from prefect import flow, tags
+
+    def body() -> None:
+        results.append(call())
+
+    results: list[Mapping[str, Any]] = []
+    with tags("dvc-stage", name):
+        flow(name=f"cdcd-{name}", flow_run_name=run_name, persist_result=False)(body)()
+    return results[0]
+
+
+def run_stage(name: str, function: StageFunction, dataset: str) -> Mapping[str, Any]:
+    """Load the parameters, run the stage's function and note what it took in data/runs.
+
+    Raises:
+        ConfigError: params.yaml breaks a rule.
+    """
+    params = load_params()
+    if dataset not in params.datasets:
+        raise ValueError(
+            f"--dataset must be one of datasets in params.yaml: got {dataset}; "
+            f"use {' or '.join(params.datasets)}"
+        )
+    started = time.monotonic()
+    label = f"{name}@{dataset}"
+    with PeakMemory() as memory:
+        if prefect_url():
+            summary = _as_flow(name, lambda: function(params, dataset), label)
+        else:
+            summary = function(params, dataset)
+    seconds = time.monotonic() - started
+    write_json(
+        DATA / "runs" / f"{label}.json",
+        {
+            "seconds": round(seconds, 1),
+            "peak_memory_mb": round(memory.peak_bytes / 2**20),
+            "finished": time.time(),
+        },
+    )
+    write(f"{label}: {describe(summary)} [{seconds:.1f} s, {memory.peak_bytes / 2**30:.1f} GB]")
+    return summary
+
+
+def guarded(call: Callable[[], int | None], label: str) -> int:
+    """Run `call`; errors of use and of the system become one line on stderr.
+
+    Returns:
+        Its exit code, 1 after such an error, 130 after an interruption (Ctrl-C or SIGTERM). With
+        `CDCD_DEBUG=1` the traceback is shown as well.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        return call() or 0
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{label}: interrupted; earlier outputs are intact\n")
+        return 130
+    except (ValueError, OSError) as error:
+        if os.environ.get("CDCD_DEBUG") == "1":
+            traceback.print_exc()
+        sys.stderr.write(f"{label}: {one_line(error)}\n")
+        return 1
+
+
+def prepare_environment() -> None:
+    """Telemetry off, warnings of libraries quiet, messages of ours shown."""
+    os.environ.update(TELEMETRY_OFF)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for name in ("cdcd", "flows"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def stage_main(name: str, function: StageFunction, arguments: Iterable[str] | None = None) -> int:
+    """The command line of a stage: `python -m flows.<name> --dataset aist`."""
+    parser = argparse.ArgumentParser(prog=f"python -m flows.{name}", description=function.__doc__)
+    parser.add_argument("--dataset", required=True, help="one of `datasets` in params.yaml")
+    chosen = parser.parse_args(None if arguments is None else list(arguments))
+    prepare_environment()
+
+    def call() -> None:
+        run_stage(name, function, chosen.dataset)
+
+    return guarded(call, f"{name}@{chosen.dataset}")

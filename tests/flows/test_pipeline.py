@@ -1,0 +1,134 @@
+"""The pipeline's runner on a two-stage repository: classification, lock, failure, interruption."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows import pipeline
+
+CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
+TWO_STAGES = """stages:
+  ingest:
+    matrix: {dataset: [aist]}
+    cmd: cp source.txt a.txt
+    deps: [source.txt]
+    outs: [a.txt]
+  shard:
+    matrix: {dataset: [aist]}
+    cmd: test ! -f broken && cp a.txt b.txt
+    deps: [a.txt]
+    outs: [b.txt]
+"""
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "STAGES", ("ingest", "shard"))
+    subprocess.run(["git", "init", "-q"], check=True)
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text(CONFIG)
+    Path("dvc.yaml").write_text(TWO_STAGES)
+    Path("source.txt").write_text("one")
+    return tmp_path
+
+
+def _outcomes() -> dict[str, str]:
+    return {done.stage: done.outcome for done in pipeline.run_pipeline(["aist"])}
+
+
+def test_ran_unchanged_restored_and_nothing_to_do(clone: Path) -> None:
+    assert _outcomes() == {"ingest@aist": "ran", "shard@aist": "ran"}
+    assert Path("b.txt").read_text() == "one"
+    assert _outcomes() == {}
+
+    Path("b.txt").unlink()
+    assert _outcomes() == {"ingest@aist": "unchanged", "shard@aist": "restored"}
+
+    Path("source.txt").write_text("two")
+    assert _outcomes() == {"ingest@aist": "ran", "shard@aist": "ran"}
+    Path("source.txt").write_text("one")
+    assert set(_outcomes().values()) == {"restored"}
+    assert Path("b.txt").read_text() == "one"
+
+
+def test_a_failed_stage_stops_the_row_and_is_one_line(
+    clone: Path, capsys: pytest.CaptureFixture[str], params_file: Path
+) -> None:
+    Path("broken").write_text("")
+    assert pipeline.main([]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("pipeline: shard@aist: DVC ended")
+    assert Path("a.txt").is_file()
+    assert not Path("b.txt").exists()
+
+
+@pytest.fixture
+def params_file(root: Path, clone: Path) -> Path:
+    path = clone / "params.yaml"
+    path.write_text((root / "params.yaml").read_text())
+    return path
+
+
+def test_a_second_pipeline_is_told_to_come_later(
+    clone: Path, params_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pipeline.only_one():
+        assert pipeline.main([]) == pipeline.BUSY
+    assert "try again later" in capsys.readouterr().err
+    assert pipeline.main([]) == 0
+    out = capsys.readouterr().out
+    assert "| ingest@aist | ran |" in out
+    assert pipeline.main([]) == 0
+    assert "Nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "outcome"),
+    [
+        ("Running stage 'a@b':", "ran"),
+        ("Stage 'a@b' is cached - skipping run, checking out outputs", "restored"),
+        ("Stage 'a@b' didn't change, skipping", "unchanged"),
+    ],
+)
+def test_classification(line: str, outcome: str) -> None:
+    assert pipeline.classify(["", line, "Use `dvc push`"]) == outcome
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until, "took too long"
+        time.sleep(0.05)
+
+
+def test_termination_reaches_the_stage_and_leaves_no_orphan(clone: Path, root: Path) -> None:
+    script = "import time, os; open('pid', 'w').write(str(os.getpid())); time.sleep(100)"
+    Path("wait.py").write_text(script)
+    text = TWO_STAGES.replace("cp source.txt a.txt", f"{sys.executable} wait.py")
+    Path("dvc.yaml").write_text(text)
+    code = (
+        "import sys; from flows import pipeline; pipeline.STAGES = ('ingest', 'shard');"
+        "sys.exit(pipeline.main(['--datasets', 'aist']))"
+    )
+    runner = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    _wait_for(lambda: Path("pid").is_file() and Path("pid").read_text() != "")
+    stage = int(Path("pid").read_text())
+    runner.send_signal(signal.SIGTERM)
+    output, _ = runner.communicate(timeout=60)
+    assert runner.returncode == 130, output
+    _wait_for(lambda: not Path(f"/proc/{stage}").exists())
+    assert not Path("a.txt").exists()

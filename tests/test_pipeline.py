@@ -1,0 +1,265 @@
+"""Toy data through all nine stages by `dvc repro` in a clone; then what came out is used.
+
+The scores mean nothing at this size. What is checked is that the stages fit together, that nothing
+runs twice, and that what comes out works where the repository has never been.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cdcd.config import Params, Section
+from flows.stage import STAGES
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("cdcd", "kernels", "flows", "presets", "dvc.yaml", ".dvcignore", ".gitignore")
+# Run by Python at start-up: notes which parameters each stage reads, for the check on dvc.yaml.
+SPY = """
+import atexit, json, os, sys
+
+arguments = " ".join(sys.orig_argv)
+if "-m flows." in arguments:
+    from cdcd import config
+    from cdcd.config import Section
+
+    read = set()
+    original = Section.__getattribute__
+    parse = config.parse_params
+
+    def parse_and_forget(*args, **kwargs):
+        params = parse(*args, **kwargs)
+        read.clear()  # the checks between fields read much and depend on nothing
+        return params
+
+    config.parse_params = parse_and_forget
+
+    def spy(self, name):
+        if name in type(self).model_fields:
+            read.add(f"{type(self).__name__}.{name}")
+        return original(self, name)
+
+    def save(process=os.getpid()):
+        if os.getpid() == process:
+            stage = arguments.partition("-m flows.")[2].split()[0]
+            with open(os.path.join(os.environ["SPY_FOLDER"], f"{stage}.json"), "w") as file:
+                json.dump(sorted(read), file)
+
+    Section.__getattribute__ = spy
+    atexit.register(save)
+"""
+
+
+class Clone(typing.NamedTuple):
+    """A folder in which the toy pipeline ran."""
+
+    folder: Path
+    environment: dict[str, str]
+    seconds: float
+
+    def run(self, *command: str, code: int = 0) -> str:
+        """Run a command in it and return its output."""
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=900,
+        )
+        assert done.returncode == code, done.stdout[-6000:]
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory, toy_text: str) -> Clone:
+    """A Git clone with toy parameters after one `dvc repro`."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, folder / name, ignore=ignored)
+        else:
+            shutil.copy(source, folder / name)
+    (folder / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc")
+    (folder / "params.yaml").write_text(toy_text)
+    spy = tmp_path_factory.mktemp("spy")
+    (spy / "sitecustomize.py").write_text(SPY)
+    binaries = str(Path(sys.executable).parent)
+    environment = {
+        **{k: v for k, v in os.environ.items() if k not in {"MLFLOW_TRACKING_URI", "CDCD_DEBUG"}},
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{spy}{os.pathsep}{folder}",
+        "SPY_FOLDER": str(spy),
+        "CDCD_DEBUG": "1",
+    }
+    clone = Clone(folder, environment, 0.0)
+    clone.run("git", "init", "-q")
+    started = time.monotonic()
+    clone.run(sys.executable, "-m", "dvc", "repro")
+    return clone._replace(seconds=time.monotonic() - started)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_every_stage_left_its_outputs(clone: Clone) -> None:
+    data = clone.folder / "data"
+    for path in (
+        "raw/aist/manifest.jsonl",
+        "shards/aist/shards.json",
+        "codecs/aist/codec.safetensors",
+        "tokens/aist/test.safetensors",
+        "features/aist/test.safetensors",
+        "models/aist/model.safetensors",
+        "generated/aist/summary.json",
+        "metrics/aist.json",
+        "metrics/aist.png",
+        "registered/aist.json",
+    ):
+        assert (data / path).is_file(), path
+    assert list((data / "generated" / "aist" / "previews").glob("*.mp4"))
+    assert list((data / "reports" / "aist").glob("*.html"))
+    assert not list(data.rglob("*partial*"))
+
+
+def test_the_table_has_every_control(clone: Clone) -> None:
+    systems = _read(clone.folder / "data" / "metrics" / "aist.json")["systems"]
+    assert set(systems) >= {
+        "model",
+        "video_only",
+        "unconditioned",
+        "ground_truth",
+        "codec_reconstruction",
+        "shuffled",
+        "white_noise",
+    }
+
+
+def test_a_second_run_does_nothing_and_says_so(clone: Clone) -> None:
+    started = time.time()
+    assert "up to date" in clone.run(sys.executable, "-m", "dvc", "repro")
+    assert clone.run(sys.executable, "-m", "dvc", "status", "--json").strip() in {"", "{}"}
+    said = clone.run(sys.executable, "-m", "flows.summary", "--since", str(started))
+    assert said.startswith("Nothing to do")
+    assert "cdcd-dance2music version 1 (candidate, champion)" in said
+    assert "Nothing to do" in clone.run(sys.executable, "-m", "flows.pipeline")
+
+
+def test_git_sees_the_metrics_and_no_other_output(clone: Clone) -> None:
+    status = clone.run("git", "status", "--porcelain", "--untracked-files=all", "data")
+    assert {line[3:] for line in status.splitlines()} == {
+        "data/metrics/aist.json",
+        "data/metrics/aist.png",
+    }
+
+
+def _dotted_names() -> dict[str, str]:
+    """`Class.field` of every parameter to its dotted key, e.g. `Contrast.mode`."""
+    names: dict[str, str] = {}
+
+    def walk(model: type[Section], prefix: str) -> None:
+        for name, field in model.model_fields.items():
+            dotted = f"{prefix}{field.alias or name}"
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, Section):
+                walk(kind, f"{dotted}.")
+            else:
+                names[f"{model.__name__}.{name}"] = dotted
+
+    walk(Params, "")
+    return names
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_reads_only_parameters_that_dvc_knows_of(clone: Clone, stage: str) -> None:
+    read = _read(Path(clone.environment["SPY_FOLDER"]) / f"{stage}.json")
+    names = _dotted_names()
+    keys = {names[name] for name in read if name in names} - {"datasets"}
+    assert keys or stage in {"train"}, "the spy saw nothing"
+    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["params"]
+    hidden = {k for k in keys if not any(k == d or k.startswith(f"{d}.") for d in declared)}
+    # Which of the two is stale would stay unnoticed.
+    assert not hidden, f"{stage} reads {sorted(hidden)} without naming them in dvc.yaml"
+
+
+def _video(clone: Clone) -> Path:
+    """Any video of the embedded download: nothing prepared it for generation."""
+    return sorted((clone.folder / "data" / "raw" / "aist").rglob("*.mp4"))[0]
+
+
+def _seconds(path: Path) -> float:
+    from cdcd.media import probe
+
+    return probe(path).duration_seconds
+
+
+def test_cdcd_generate_puts_music_on_a_video(clone: Clone) -> None:
+    video = _video(clone)
+    command = (sys.executable, "-m", "cdcd.cli", "generate", "--video", str(video), "--no-progress")
+    clone.run(*command, "--out", "with_music.mp4")
+    made = clone.folder / "with_music.mp4"
+    assert abs(_seconds(made) - _seconds(video)) < 1 / 50
+    clone.run(*command, "--out", "a.wav", "--seed", "1")
+    clone.run(*command, "--out", "b.wav", "--seed", "1")
+    assert (clone.folder / "a.wav").read_bytes() == (clone.folder / "b.wav").read_bytes()
+    said = clone.run(*command, "--out", "c.wav", "--model", "models:/cdcd-dance2music@champion")
+    assert said.splitlines()[-1].startswith("c.wav: ")
+
+
+def test_the_registered_model_works_where_the_repository_is_unknown(
+    clone: Clone, tmp_path: Path
+) -> None:
+    import numpy
+
+    packages = Path(numpy.__file__).parents[1]
+    code = (
+        "import importlib.util, sys\n"
+        f"sys.path.append({str(packages)!r})\n"  # without its .pth files: no editable install
+        "assert importlib.util.find_spec('cdcd') is None\n"
+        "import mlflow\n"
+        "model = mlflow.pyfunc.load_model('models:/cdcd-dance2music@champion')\n"
+        f"rows = {{'video': [{str(_video(clone))!r}], 'out': ['o.wav'], 'seed': [1]}}\n"
+        "import pandas\n"
+        "print(model.predict(pandas.DataFrame(rows)).to_json(orient='records'))\n"
+    )
+    store = clone.folder / "data" / "mlflow" / "mlflow.db"
+    environment = {k: v for k, v in clone.environment.items() if k not in {"PYTHONPATH"}} | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{store}",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    (row,) = json.loads(done.stdout.splitlines()[-1])
+    assert row["sample_rate_hz"] == 22050
+    assert abs(row["duration_seconds"] - _seconds(_video(clone))) < 1 / 50
+    assert abs(_seconds_of_wav(tmp_path / "o.wav") - row["duration_seconds"]) < 1e-3
+
+
+def _seconds_of_wav(path: Path) -> float:
+    import soundfile
+
+    return float(soundfile.info(path).duration)

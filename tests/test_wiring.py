@@ -1,0 +1,158 @@
+"""dvc.yaml, params.yaml and flows/ name the same stages and everything a stage depends on."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.stage import STAGES
+
+ROOT = Path(__file__).resolve().parents[1]
+PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+HELPERS = {"__init__", "stage", "summary", "pipeline"}
+
+# Imported, but without influence on what a stage writes under its outputs.
+WITHOUT_INFLUENCE = {"cdcd/__init__.py", "cdcd/config.py", "cdcd/tracking.py"}
+# Reached only through functions that the stage does not call.
+NOT_CALLED = {
+    "train": {"cdcd/features", "cdcd/media.py", "cdcd/pictures.py"},
+    "generate": {"cdcd/training"},
+    "evaluate": {
+        "cdcd/features",
+        "cdcd/generation.py",
+        "cdcd/media.py",
+        "cdcd/pictures.py",
+    },
+    "register": {"cdcd/training", "cdcd/pictures.py"},
+}
+
+
+def _paths(entries: list[Any]) -> list[str]:
+    return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
+
+
+def _outputs(stage: dict[str, Any]) -> list[str]:
+    return _paths([*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])])
+
+
+def _module_file(name: str) -> Path | None:
+    path = ROOT / Path(*name.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _imports(file: Path) -> set[Path]:
+    """Files of this repository that a file imports anywhere, except for type checking alone."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    found: set[Path] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            path = _module_file(name) if name.split(".")[0] in {"cdcd", "kernels"} else None
+            if path is not None:
+                found.add(path)
+    return found
+
+
+def _closure(start: Path) -> set[str]:
+    seen: set[Path] = set()
+    waiting = {start}
+    while waiting:
+        file = waiting.pop()
+        seen.add(file)
+        relative = file.relative_to(ROOT).as_posix()
+        if relative not in WITHOUT_INFLUENCE:
+            waiting |= _imports(file) - seen
+    return {path.relative_to(ROOT).as_posix() for path in seen} - WITHOUT_INFLUENCE
+
+
+def test_the_same_stages_in_the_same_order_everywhere() -> None:
+    assert tuple(PIPELINE) == STAGES
+    assert tuple(key for key in PARAMS if key != "datasets") == STAGES
+    assert {path.stem for path in (ROOT / "flows").glob("*.py")} == {*STAGES, *HELPERS}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_runs_its_own_flow_for_each_dataset(stage: str) -> None:
+    entry = PIPELINE[stage]
+    assert entry["matrix"] == {"dataset": "${datasets}"}
+    assert entry["cmd"] == f"python -m flows.{stage} --dataset ${{item.dataset}}"
+    assert f"flows/{stage}.py" in entry["deps"]
+    assert stage in entry["params"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_that_a_stage_names_exist(stage: str) -> None:
+    for dotted in PIPELINE[stage]["params"]:
+        tree = PARAMS
+        for part in dotted.split("."):
+            assert part in tree, dotted
+            tree = tree[part]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dependencies_exist_or_are_outputs_of_earlier_stages(stage: str) -> None:
+    earlier = [out for name in STAGES[: STAGES.index(stage)] for out in _outputs(PIPELINE[name])]
+    for dep in PIPELINE[stage]["deps"]:
+        if dep.startswith("data/"):
+            assert dep in earlier, dep
+        else:
+            assert (ROOT / dep).exists(), dep
+
+
+def test_outputs_belong_to_one_stage_and_lie_under_data() -> None:
+    outputs = [out for stage in PIPELINE.values() for out in _outputs(stage)]
+    assert len(outputs) == len(set(outputs))
+    assert all(out.startswith("data/") and "${item.dataset}" in out for out in outputs)
+    assert not any("checkpoints" in out or "mlflow" in out for out in outputs)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_all_code_it_imports(stage: str) -> None:
+    used = _closure(ROOT / "flows" / f"{stage}.py")
+    if stage == "register":  # runs inside the registered model, which holds a copy of it
+        used |= _closure(ROOT / "cdcd" / "serving.py")
+    allowed = [*PIPELINE[stage]["deps"], *NOT_CALLED.get(stage, ())]
+    missing = {
+        path
+        for path in used
+        if not any(path == dep or path.startswith(f"{dep}/") for dep in allowed)
+    }
+    assert not missing, f"{stage} imports code that dvc.yaml does not name: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_does_not_depend_on_code_it_never_imports(stage: str) -> None:
+    used = _closure(ROOT / "flows" / f"{stage}.py")
+    if stage == "register":
+        used |= {*_closure(ROOT / "cdcd" / "serving.py"), "cdcd/serving.py", "cdcd/tracking.py"}
+    for dep in PIPELINE[stage]["deps"]:
+        if not dep.startswith("data/"):
+            assert any(path == dep or path.startswith(f"{dep}/") for path in used), dep
+
+
+def test_only_the_metrics_are_kept_out_of_dvcs_cache() -> None:
+    uncached = {
+        path
+        for stage in PIPELINE.values()
+        for kind in ("outs", "metrics", "plots")
+        for entry in stage.get(kind, [])
+        if isinstance(entry, dict)
+        for path, options in entry.items()
+        if options.get("cache") is False
+    }
+    assert uncached == {"data/metrics/${item.dataset}.json", "data/metrics/${item.dataset}.png"}

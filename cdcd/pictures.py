@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cdcd.compiled import load_librosa
+
 
 def compare_spectrograms(
     sounds: Mapping[str, np.ndarray], sample_rate_hz: int, path: Path, title: str
@@ -19,6 +21,7 @@ def compare_spectrograms(
         path: where the picture goes.
         title: above the picture.
     """
+    load_librosa()
     import librosa
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

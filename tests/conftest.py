@@ -18,6 +18,13 @@ os.environ.update(
     }
 )
 
+# numba's cache is not safe against two processes that fill it at once: one for each worker.
+os.environ["NUMBA_CACHE_DIR"] = str(
+    Path(__file__).resolve().parents[1]
+    / ".pytest_cache"
+    / f"numba-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+)
+
 import pytest
 import torch
 import yaml

@@ -21,6 +21,7 @@ from cdcd.codecs.jukebox import JukeboxVQVAE, groups_of_hop
 from cdcd.codecs.openai import WeightsError, load_released
 from cdcd.codecs.spectral import spectral_convergence, spectral_loss
 from cdcd.codecs.store import save_codec
+from cdcd.compiled import load_librosa
 from cdcd.data.files import atomic_directory, sha256_file, write_json
 from cdcd.data.shards import iterate_shards, read_shards_index
 
@@ -326,6 +327,7 @@ def _check_released(codec: JukeboxVQVAE, params: Codec) -> None:
 
 def _onset_f1(original: np.ndarray, decoded: np.ndarray, rate: int) -> float | None:
     try:
+        load_librosa()
         import librosa
         import mir_eval
     except ImportError:

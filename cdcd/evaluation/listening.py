@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cdcd.compiled import load_librosa
 from cdcd.data.samples import SAMPLE_RATE_HZ
 from cdcd.evaluation import beats as beat_vectors
 from cdcd.evaluation import genre, rhythm, tempo
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,33 +112,13 @@ def check_denoise(choice: str) -> None:
         )
 
 
-def warm_up() -> None:
-    """Compile librosa's numba functions (about 20 s the first time, then cached on disk)."""
-    _ensure_numba_cache()
-    logger.info("preparing librosa; the first time on a machine this takes about 20 s")
-    clicks = np.zeros(2 * SAMPLE_RATE_HZ, np.float32)
-    clicks[:: SAMPLE_RATE_HZ // 2] = 1.0
-    listen(Clip("warm-up", clicks, 2))
-
-
-def _ensure_numba_cache() -> None:
-    # numba refuses to import a cached function when it can write neither beside the source nor into
-    # the home folder, as in a read-only container.
-    if "NUMBA_CACHE_DIR" in os.environ or "numba" in sys.modules:
-        return
-    places = [Path(path) / "librosa" for path in sys.path if (Path(path) / "librosa").is_dir()]
-    if not any(os.access(place, os.W_OK) for place in [*places, Path.home()]):
-        folder = Path(tempfile.gettempdir()) / f"numba-cache-{os.getuid()}"
-        os.environ["NUMBA_CACHE_DIR"] = str(folder)
-
-
 def _limit_threads(is_fresh: bool) -> None:
     with suppress(ImportError):
         import threadpoolctl  # type: ignore[import-untyped]
 
         threadpoolctl.threadpool_limits(1)
     if is_fresh:
-        warm_up()
+        load_librosa()
 
 
 def _listen_named(clip: Clip) -> tuple[str, Heard | str]:
@@ -161,7 +136,7 @@ def listeners(num_workers: int) -> Iterator[Listen]:
     this before anything starts threads of its own: workers are forked where that is safe, so that
     what was compiled here need not be compiled in each of them.
     """
-    warm_up()
+    load_librosa()
     if num_workers == 1:
         yield lambda clips: map(_listen_named, clips)
         return

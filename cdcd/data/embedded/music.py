@@ -1,8 +1,9 @@
 """Songs of the stand-in data: a score per song, and its sound synthesised per genre.
 
-A genre is a drum pattern, a drum kit, a bass and a pad; a song adds its key, chords, variants of
-the pattern and a small change of timbre. Only drum hits have sharp attacks, so the onsets that one
-hears and detects are the events of the score, which the dance is locked to.
+A genre is a drum pattern, a drum kit, a bass, a pad and the air of its recordings; a song adds its
+key, chords, variants of the pattern and a small change of timbre. Only drum hits have sharp
+attacks, so the onsets that one hears and detects are the events of the score, which the dance is
+locked to.
 """
 
 from __future__ import annotations
@@ -80,13 +81,14 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Sound:
-    """Kit, bass and pad of a genre; frequencies in Hz, times in seconds, levels linear."""
+    """Kit, bass, pad and air of a genre; frequencies in Hz, times in seconds, levels linear."""
 
     kick: tuple[float, float, float, float]  # start, end, decay, click level
     snare: tuple[float, float, float, float, float]  # tone, tone level, centre, octaves, decay
     hat: tuple[float, float, float, float]  # centre, octaves, decay, level
     bass: tuple[float, Sequence[float], float]  # root, harmonics, level
     pad: tuple[float, Sequence[float], float, float]  # root, harmonics, level, tremolo per beat
+    air: float  # where the recording's noise floor is loudest
 
 
 THIRD = 1.0 / 3.0
@@ -111,6 +113,7 @@ SOUNDS: dict[str, Sound] = {
         hat=(5600, 0.7, 0.03, 0.55),
         bass=(55.0, (1.0, 0.6, 0.35, 0.2), 0.24),
         pad=(220.0, (1.0, 0.0, 0.5, 0.0, 0.3), 0.07, 0.0),
+        air=300,
     ),
     "PO": Sound(
         kick=(95, 46, 0.15, 0.25),
@@ -118,6 +121,7 @@ SOUNDS: dict[str, Sound] = {
         hat=(6600, 0.35, 0.022, 0.5),
         bass=(65.4, (1.0, 0.0, 0.5, 0.0, 0.35, 0.0, 0.25), 0.3),
         pad=(523.3, (1.0, 0.7, 0.5, 0.35, 0.25), 0.07, 2.0),
+        air=1000,
     ),
     "LO": Sound(
         kick=(170, 75, 0.06, 0.6),
@@ -125,6 +129,7 @@ SOUNDS: dict[str, Sound] = {
         hat=(5200, 0.5, 0.045, 0.6),
         bass=(82.4, (1.0, 0.8, 0.6, 0.4, 0.3, 0.2), 0.26),
         pad=(329.6, (1.0, 0.9, 0.0, 0.6), 0.07, 4.0),
+        air=3000,
     ),
     "MH": Sound(
         kick=(115, 52, 0.12, 0.35),
@@ -132,6 +137,7 @@ SOUNDS: dict[str, Sound] = {
         hat=(3600, 0.6, 0.035, 0.6),
         bass=(49.0, (1.0, 0.25), 0.38),
         pad=(196.0, (1.0, 0.2), 0.10, 0.0),
+        air=600,
     ),
     "LH": Sound(
         kick=(75, 40, 0.2, 0.3),
@@ -139,6 +145,7 @@ SOUNDS: dict[str, Sound] = {
         hat=(7400, 0.3, 0.018, 0.65),
         bass=(43.7, (1.0, 0.1), 0.42),
         pad=(698.5, (1.0, 0.1), 0.055, 0.0),
+        air=6000,
     ),
     "HO": Sound(
         kick=(160, 50, 0.13, 0.45),
@@ -146,6 +153,7 @@ SOUNDS: dict[str, Sound] = {
         hat=(5000, 1.0, 0.06, 0.5),
         bass=(55.0, (1.0, 0.5, 0.3), 0.22),
         pad=(392.0, (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.25, 0.2), 0.06, 1.0),
+        air=4000,
     ),
     "WA": Sound(
         kick=(130, 62, 0.07, 0.4),
@@ -153,6 +161,7 @@ SOUNDS: dict[str, Sound] = {
         hat=(6000, 0.3, 0.05, 0.6),
         bass=(73.4, (1.0, 0.7, 0.2), 0.22),
         pad=(784.0, (1.0, 0.6, 0.7, 0.3, 0.3), 0.075, 6.0),
+        air=2000,
     ),
     "KR": Sound(
         kick=(210, 44, 0.17, 0.8),
@@ -160,6 +169,7 @@ SOUNDS: dict[str, Sound] = {
         hat=(2400, 0.4, 0.04, 0.7),
         bass=(41.2, (1.0, 0.9, 0.8, 0.7, 0.5, 0.4, 0.3, 0.2), 0.3),
         pad=(110.0, (1.0, 0.8, 0.7, 0.6, 0.5, 0.4), 0.06, 0.0),
+        air=150,
     ),
     "JS": Sound(
         kick=(105, 68, 0.06, 0.3),
@@ -167,6 +177,7 @@ SOUNDS: dict[str, Sound] = {
         hat=(4300, 0.3, 0.07, 0.45),
         bass=(98.0, (1.0, 0.3, 0.1), 0.25),
         pad=(466.2, (1.0, 0.0, 0.0, 0.8), 0.09, 0.0),
+        air=1400,
     ),
     "JB": Sound(
         kick=(85, 70, 0.1, 0.15),
@@ -174,11 +185,15 @@ SOUNDS: dict[str, Sound] = {
         hat=(1250, 0.15, 0.09, 0.6),
         bass=(110.0, (1.0, 0.1), 0.16),
         pad=(261.6, (1.0, 0.45, 0.2, 0.1), 0.17, 0.0),
+        air=500,
     ),
 }  # fmt: skip
 
 _PROGRESSIONS = ((0, 0, 5, 7), (0, 8, 3, 10), (0, 5, 0, 7), (0, 10, 8, 7))
 _KEYS = (-3, -1, 0, 2, 3)
+_AIR_RMS = 0.02
+"""34 dB below full scale: recordings have no digital silence between their partials, and features
+in decibels, such as MFCCs, would measure nothing else there."""
 
 
 def bpm_of(genre: str, digit: int) -> int:
@@ -353,6 +368,17 @@ def _pad(score: Score, num_samples: int) -> Array:
     return level * pad
 
 
+def _air(score: Score, num_samples: int) -> Array:
+    noise = generator(0, score.genre, "air").standard_normal(num_samples)
+    frequency = np.fft.rfftfreq(num_samples, 1 / SAMPLE_RATE_HZ)
+    octave = np.log2(np.maximum(frequency, 20.0))
+    bump = np.exp(-0.5 * ((octave - np.log2(SOUNDS[score.genre].air)) / 0.8) ** 2)
+    # Falls by 3 dB an octave, with 12 dB more around the genre's own place.
+    level = 10 ** ((12 * bump - 3 * octave) / 20) * (frequency > 40)
+    air = np.fft.irfft(np.fft.rfft(noise) * level, num_samples)
+    return np.asarray(_AIR_RMS * air / np.sqrt(np.mean(air**2)))
+
+
 def render(score: Score) -> NDArray[np.int16]:
     """Synthesise a song as PCM16 stereo `[n, 2]` at 48 kHz, peak 0.9."""
     n = round(score.duration * SAMPLE_RATE_HZ)
@@ -367,6 +393,8 @@ def render(score: Score) -> NDArray[np.int16]:
     stereo = np.stack(
         [centre + 0.9 * drums["hat"] + 1.1 * pad, centre + 1.1 * drums["hat"] + 0.9 * pad], axis=1
     )
+    stereo *= 0.9 / np.abs(stereo).max()
+    stereo += _air(score, n)[:, None]
     stereo *= 0.9 / np.abs(stereo).max()
     # The end fades out within the tail that nobody dances to.
     stereo *= np.clip((n - np.arange(n)) / (0.2 * SAMPLE_RATE_HZ), 0, 1)[:, None]

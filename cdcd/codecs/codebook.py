@@ -8,28 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def nearest_code(vectors: Tensor, codes: Tensor, *, chunk: int = 8192) -> Tensor:
-    """Index of the closest code by Euclidean distance; ties go to the lowest index.
-
-    Args:
-        vectors: `[n, d]`.
-        codes: `[k, d]`.
-        chunk: rows compared at a time, so that no `n x k` matrix exists for a long input.
-
-    Returns:
-        int64 `[n]`.
-    """
-    # |x|^2 is the same for all codes and left out: |x - e|^2 - |x|^2 = |e|^2 - 2 x.e
-    codes = codes.float()
-    norms = codes.square().sum(dim=1)
-    return torch.cat(
-        [
-            torch.addmm(norms, rows.float(), codes.T, alpha=-2).argmin(dim=1)
-            for rows in vectors.split(chunk)
-        ]
-        or [torch.empty(0, dtype=torch.int64, device=vectors.device)]
-    )
+from kernels.nearest_code import Assignment, nearest_code
 
 
 @dataclass(frozen=True)
@@ -89,10 +68,11 @@ class Codebook(nn.Module):
         rows = x.float().transpose(1, 2).reshape(b * length, -1)  # (b l) d
         if self.training and not self.is_ready:
             self.start(rows.detach())
-        tokens = nearest_code(rows.detach(), self.codes)
+        assignment = nearest_code(rows, self.codes, has_statistics=self.training)
+        tokens = assignment.codes
         chosen = F.embedding(tokens, self.codes)  # (b l) d
         if self.training:
-            self.update(rows.detach(), tokens)
+            self.update(rows.detach(), assignment)
         commitment = (chosen - rows).square().mean()
         passed = rows + (chosen - rows).detach()
         return Quantized(
@@ -115,12 +95,12 @@ class Codebook(nn.Module):
         self.is_ready.fill_(True)
 
     @torch.no_grad()
-    def update(self, rows: Tensor, tokens: Tensor) -> None:
-        """One step of the moving averages for rows `[n, d]` assigned to tokens `[n]`."""
-        uses = torch.bincount(tokens, minlength=len(self.codes)).to(rows.dtype)
-        totals = torch.zeros_like(self.codes).index_add_(0, tokens, rows)
-        self.counts.lerp_(uses, 1 - self.decay)
-        self.sums.lerp_(totals, 1 - self.decay)
+    def update(self, rows: Tensor, assignment: Assignment) -> None:
+        """One step of the moving averages for rows `[n, d]` and their assignment's statistics."""
+        assert assignment.counts is not None
+        assert assignment.sums is not None
+        self.counts.lerp_(assignment.counts, 1 - self.decay)
+        self.sums.lerp_(assignment.sums, 1 - self.decay)
         is_dead = (self.counts < self.restart_threshold)[:, None]
         mean_use = self._mean_use(rows)
         fresh = self._draw(rows)

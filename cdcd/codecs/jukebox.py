@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdcd.codecs.codebook import Codebook, nearest_code
+from cdcd.codecs.codebook import Codebook
+from kernels.nearest_code import nearest_code
 
 
 class ResidualBlock(nn.Module):
@@ -193,7 +194,7 @@ class JukeboxVQVAE(nn.Module):
             return torch.empty(b, length, dtype=torch.int64, device=audio.device)
         vectors = self.encoder(audio[:, None, : length * self.hop])  # b d l
         rows = vectors.transpose(1, 2).reshape(b * length, -1)
-        return nearest_code(rows, self.codebook.codes).reshape(b, length)
+        return nearest_code(rows, self.codebook.codes).codes.reshape(b, length)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:

@@ -43,6 +43,31 @@ def adaptive_weight(t: Tensor, num_steps: int, direction: Adaptive) -> Tensor:
             return share * 0 + 1
 
 
+def row_weights(
+    t: Tensor,
+    p_t: Tensor,
+    length: int,
+    num_steps: int,
+    auxiliary_weight: float,
+    adaptive: Adaptive,
+    contrast: Contrast | None,
+    num_negatives: int,
+) -> dict[str, Tensor]:
+    """Weights that make `weighted_posterior_loss` sum up to the total of `combine`.
+
+    They exist where the loss is linear in its terms: without contrast or with its linear form.
+    The arguments are those of `combine`.
+    """
+    scale = adaptive_weight(t, num_steps, adaptive)
+    row = 1 / (p_t * (length * len(t)))
+    weights = {"kl": row[:, None], "aux": (auxiliary_weight * scale * row)[:, None]}
+    if contrast is not None:
+        assert contrast.form == "linear"
+        name = "neg_step" if contrast.mode == "step" else "neg_sample"
+        weights[name] = (-contrast.weight / num_negatives * scale * row)[:, None, None]
+    return weights
+
+
 def combine(
     terms: PosteriorTerms,
     t: Tensor,

@@ -8,33 +8,41 @@ import torch
 from torch import Tensor
 
 from cdcd.diffusion.schedule import Schedule
+from kernels.forward_noise import forward_noise
 
 
 @dataclass(frozen=True)
 class Noised:
-    """A noised batch: tokens int64 [b, l] in 0..K (K is [MASK]) at steps t, int64 [b] in 1..T."""
+    """A noised batch: tokens int64 in 0..K (K is [MASK]) at steps t, int64 [b] in 1..T."""
 
     z_t: Tensor
+    """[b, l]."""
+    negatives: Tensor | None
+    """[b, n, l] on chains of their own, where parallel chains were asked for."""
     t: Tensor
 
 
-def noise(z_0: Tensor, t: Tensor, schedule: Schedule, generator: torch.Generator) -> Noised:
+def noise(
+    z_0: Tensor,
+    t: Tensor,
+    schedule: Schedule,
+    generator: torch.Generator,
+    negatives: Tensor | None = None,
+) -> Noised:
     """Draw z_t ~ q(. | z_0): [MASK] with C_t, a uniform token with K B_t, else z_0.
 
-    O(1) a token: one uniform number decides the case, another the replacement.
+    The generator gives one seed; everything else is counted from it (`kernels.forward_noise`).
 
     Args:
         z_0: clean tokens, int64 [b, l] in 0..K-1.
         t: steps, int64 [b] in 1..T.
         schedule: the chain.
-        generator: source of the draws, on the tokens' device.
+        generator: source of the seed, on the tokens' device.
+        negatives: clean tokens of parallel chains at the same steps, int64 [b, n, l].
     """
-    K = schedule.num_codes
-    B, C = schedule.tables.to(t.device)[4:, t].float()[..., None]
-    case = torch.rand(z_0.shape, generator=generator, device=z_0.device)
-    replacement = torch.randint(K, z_0.shape, generator=generator, device=z_0.device)
-    z_t = torch.where(case < C + K * B, replacement, z_0)
-    return Noised(torch.where(case < C, K, z_t), t)
+    _, B, C = schedule.at(t)[3:]
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=z_0.device)
+    return Noised(*forward_noise(z_0, B, C, schedule.num_codes, seed, negatives), t)
 
 
 def transition_matrix(schedule: Schedule, t: int) -> Tensor:

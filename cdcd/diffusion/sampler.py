@@ -71,7 +71,7 @@ def sample(
         logits, null_logits = predict(z, at)
         uniforms = torch.rand(shape, generator=generator, device=device)
         q = skipped(schedule, at, torch.full_like(at, previous))
-        z = reverse_step(logits, z, q, uniforms, config.truncation, null_logits, config.guidance)
+        z = reverse_step(logits, z, q, uniforms, config.truncation, null_logits, config.guidance).z
         if on_step is not None:
             on_step(done, len(pairs))
     return z if kept is None or free is None else torch.where(free, z, kept)

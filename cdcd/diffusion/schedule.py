@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -25,12 +25,19 @@ class Schedule:
     num_codes: int
     num_steps: int
     tables: Tensor
+    _copies: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def at(self, t: Tensor) -> Tensor:
+        """The tables' columns at steps `t`, int64 [b] in 0..T, float64 [6, b] on t's device."""
+        # One copy for each device: a transfer in every step would make the host wait.
+        if t.device not in self._copies:
+            self._copies[t.device] = self.tables.to(t.device)
+        return self._copies[t.device][:, t]
 
     def coefficients(self, t: Tensor, dtype: torch.dtype = torch.float32) -> StepCoefficients:
         """The kernel's coefficients at steps `t`, int64 [b] in 1..T, on t's device."""
-        tables = self.tables.to(t.device)
-        now = tables[:, t].to(dtype)
-        before = tables[3:, t - 1].to(dtype)
+        now = self.at(t).to(dtype)
+        before = self.at(t - 1)[3:].to(dtype)
         a, b, c, A, B, C = now
         A_prev, B_prev, C_prev = before
         return StepCoefficients(a, b, c, A, B, C, A_prev, B_prev, C_prev, t == 1)
@@ -41,9 +48,8 @@ def skipped(schedule: Schedule, t: Tensor, previous: Tensor) -> StepCoefficients
 
     The jump of a Markov chain with cumulative A, C has a = A_t / A_s, c = 1 - (1-C_t) / (1-C_s).
     """
-    tables = schedule.tables.to(t.device)
-    A, B, C = tables[3:, t]
-    A_s, B_s, C_s = tables[3:, previous]
+    A, B, C = schedule.at(t)[3:]
+    A_s, B_s, C_s = schedule.at(previous)[3:]
     a = A / A_s
     c = 1 - (1 - C) / (1 - C_s)
     b = ((1 - a - c) / schedule.num_codes).clamp_min(0)

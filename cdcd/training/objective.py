@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from cdcd.diffusion.contrast import Contrast
-from cdcd.diffusion.losses import Adaptive, LossTerms, combine
+from cdcd.diffusion.losses import Adaptive, LossTerms, combine, row_weights
 from cdcd.diffusion.negatives import other_class_indices, shuffled_chunks
-from cdcd.diffusion.process import noise
+from cdcd.diffusion.process import Noised, noise
 from cdcd.diffusion.schedule import Schedule
 from cdcd.diffusion.timesteps import StepSampler
 from cdcd.models.conditioner import ConditionInputs
 from cdcd.models.model import ConditionalDenoiser
-from kernels.posterior_loss import posterior_loss
+from kernels.posterior_loss import posterior_loss, weighted_posterior_loss
 
 
 @dataclass(frozen=True)
@@ -82,25 +82,26 @@ class Objective:
         """Loss of a training batch; `steps` is read, not updated."""
         t, p_t = steps.sample(len(batch.z_0), generator)
         inputs = self.drop(batch.inputs, generator)
-        noised = noise(batch.z_0, t, self.schedule, generator)
         negatives = self.draw_negatives(batch, generator) if self.contrast else None
+        parallel = negatives if self.has_parallel_chains else None
+        noised = noise(batch.z_0, t, self.schedule, generator, parallel)
         logits = model(noised.z_t, t, inputs)
         q = self.schedule.coefficients(t)
-        shared = None if self.has_parallel_chains else negatives
-        terms = posterior_loss(logits, noised.z_t, batch.z_0, q, shared)
-        chain_losses = None
-        if self.has_parallel_chains and negatives is not None:
-            chain_losses = self.parallel_chains(model, negatives, t, inputs, generator)
-        return combine(
-            terms,
-            t,
-            p_t,
-            self.schedule.num_steps,
-            self.auxiliary_weight,
-            self.adaptive,
-            self.contrast,
-            chain_losses,
-        )
+        choices = (self.schedule.num_steps, self.auxiliary_weight, self.adaptive, self.contrast)
+        if noised.negatives is None and (self.contrast is None or self.contrast.form == "linear"):
+            # Linear in its terms: values and gradient in one read of the logits.
+            weights = row_weights(t, p_t, batch.z_0.shape[1], *choices, self.num_negatives)
+            rows, terms = weighted_posterior_loss(
+                logits, noised.z_t, batch.z_0, q, negatives, **weights
+            )
+            return replace(combine(terms, t, p_t, *choices), total=rows.sum())
+        if noised.negatives is None:
+            terms = posterior_loss(logits, noised.z_t, batch.z_0, q, negatives)
+            return combine(terms, t, p_t, *choices)
+        terms = posterior_loss(logits, noised.z_t, batch.z_0, q)
+        assert negatives is not None
+        chain_losses = self.chain_losses(model, noised, negatives, inputs)
+        return combine(terms, t, p_t, *choices, chain_losses)
 
     def drop(self, inputs: ConditionInputs, generator: torch.Generator) -> ConditionInputs:
         """Drop each modality at random, so that every subset of them can be asked for later."""
@@ -127,21 +128,17 @@ class Objective:
             return stored[:, : self.num_negatives]
         return shuffled_chunks(batch.z_0, self.num_negatives, self.num_chunks, generator)
 
-    def parallel_chains(
-        self,
-        model: ConditionalDenoiser,
-        negatives: Tensor,
-        t: Tensor,
-        inputs: ConditionInputs,
-        generator: torch.Generator,
+    def chain_losses(
+        self, model: ConditionalDenoiser, noised: Noised, negatives: Tensor, inputs: ConditionInputs
     ) -> Tensor:
         """Bound of each negative on its own chain z_t^j ~ q(. | z_0^j), float [b, n]."""
+        assert noised.negatives is not None
         b, n, l = negatives.shape
-        rows = negatives.reshape(b * n, l)
-        t_rows = t.repeat_interleave(n)
-        noised = noise(rows, t_rows, self.schedule, generator)
-        logits = model(noised.z_t, t_rows, inputs.repeat(n))
-        terms = posterior_loss(logits, noised.z_t, rows, self.schedule.coefficients(t_rows))
+        z_t = noised.negatives.reshape(b * n, l)
+        t = noised.t.repeat_interleave(n)
+        logits = model(z_t, t, inputs.repeat(n))
+        q = self.schedule.coefficients(t)
+        terms = posterior_loss(logits, z_t, negatives.reshape(b * n, l), q)
         return terms.kl.sum(-1).view(b, n)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.posterior_loss import StepCoefficients
-
-_TINY = 1e-30
+from kernels.posterior_loss.reference import row_facts, wide
 
 
 def truncate(p: Tensor, truncation: float) -> Tensor:
@@ -22,55 +20,76 @@ def truncate(p: Tensor, truncation: float) -> Tensor:
     return torch.zeros_like(p).scatter_(-1, index, ordered * (before < truncation))
 
 
-def draw_previous(
+def run(
     logits: Tensor,
     z_t: Tensor,
-    q: StepCoefficients,
+    q: Tensor,
     uniforms: Tensor,
     truncation: float,
     null_logits: Tensor | None,
     guidance: float,
-) -> Tensor:
-    """See `kernels.reverse_step.reverse_step`."""
-    K = logits.shape[-1]
-    row = z_t.shape
-    is_mask = z_t == K
-    stay = (q.C_prev / q.C.clamp_min(_TINY))[:, None].expand(row)
+    has_confidence: bool,
+    renormalize: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """See `kernels.reverse_step.reverse_step`; `q` holds the coefficients `[b, 10]`."""
+    b, l, K = logits.shape
+    is_mask = (z_t == K).reshape(-1)
+    every = q.repeat_interleave(l, dim=0)
+    u = uniforms.reshape(-1).to(q.dtype)
+    stay = torch.where(is_mask, every[:, 8] / every[:, 5].clamp_min(1e-30), 0 * u)
+    z = torch.full_like(is_mask, K, dtype=torch.int64)
     # [MASK] comes first in the cumulative order, so a masked row below `stay` needs no K-wide work.
-    active = ~is_mask | (uniforms >= stay)
-    result = torch.full_like(z_t, K)
-    if not bool(active.any()):
-        return result
-    scores = logits[active].float()
-    if guidance != 1:
-        assert null_logits is not None
-        null = null_logits[active].float()
-        scores = null + guidance * (scores - null)
-    p = truncate(scores.softmax(-1), truncation)
+    active = torch.ones_like(is_mask) if has_confidence else u >= stay
+    probability, entropy = torch.empty_like(u), torch.empty_like(u)
+    if bool(active.any()):
+        scores = wide(logits.reshape(b * l, K)[active])
+        if null_logits is not None:
+            null = wide(null_logits.reshape(b * l, K)[active])
+            scores = null + guidance * (scores - null)
+        rows = (every[active], z_t.reshape(-1)[active], u[active], stay[active])
+        z[active], probability[active], entropy[active] = _draw(
+            scores, *rows, truncation, renormalize
+        )
+    if not has_confidence:
+        return z.view(b, l), None, None
+    return z.view(b, l), probability.float().view(b, l), entropy.float().view(b, l)
 
-    def rows(x: Tensor) -> Tensor:
-        return x.float()[:, None].expand(row)[active][:, None]
 
-    a, b, c, A, B, C, A_prev, B_prev = (rows(x) for x in q[:8])
-    first = q.is_first[:, None].expand(row)[active][:, None]
-    mask = is_mask[active][:, None]
-    v = z_t[active].clamp_max(K - 1)[:, None]
-    at_v = torch.zeros_like(p).scatter_(-1, v, 1.0)
-    d = torch.where(mask, torch.ones_like(B), (B + A * at_v).clamp_min(_TINY))
-    pre = torch.where(mask, c / C.clamp_min(_TINY), b + a * at_v)
-    w = p / d
-    token = pre * (B_prev * w.sum(-1, keepdim=True) + A_prev * w)
-    token = torch.where(first, p, token)
-    cumulative = token.cumsum(-1)
+def _draw(
+    scores: Tensor,
+    q: Tensor,
+    z_t: Tensor,
+    u: Tensor,
+    stay: Tensor,
+    truncation: float,
+    renormalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, their probabilities and entropies of rows: scores `[r, K]`, the others `[r]`."""
+    K = scores.shape[1]
+    row = row_facts(q, z_t < K)
+    p = scores.softmax(1)
+    entropy = -torch.xlogy(p, p).sum(1)
+    p = truncate(p, truncation)
+    if renormalize:
+        p = p / p.sum(1, keepdim=True)
+    v = z_t.clamp_max(K - 1)[:, None]
+    at_v = torch.zeros_like(p).scatter_(1, v, row.is_token.to(p.dtype)) > 0
+    w = p * torch.where(at_v, row.inv_d_v, row.inv_d)
+    pre = torch.where(at_v, row.pre_v, row.pre)
+    token = pre * (row.B_prev * w.sum(1, keepdim=True) + row.A_prev * w)
+    token = torch.where(row.is_first, p, token)
+    cumulative = token.cumsum(1)
     total = cumulative[:, -1:]
-    u = uniforms[active][:, None]
-    base = stay[active][:, None]
-    # A masked row's token mass is the cumulative sum itself (its complement stays masked); a token
-    # row, and every row on its way to z_0, has no [MASK] to fall back to and is renormalised.
-    must = ~mask | first
-    target = torch.where(must, u * total, u - base)
-    index = (cumulative <= target).sum(-1)
-    last = (token > 0).long().mul(torch.arange(1, K + 1, device=p.device)).amax(-1) - 1
-    fallback = torch.where(must[:, 0], last, torch.full_like(last, K))
-    result[active] = torch.where(index < K, index, fallback)
-    return result
+    # A masked row's token mass is the sum itself (its complement stays masked); a token row, and
+    # every row on its way to z_0, has no [MASK] to fall back to and is renormalised.
+    must = row.is_token | row.is_first
+    u, stay = u[:, None], stay[:, None]
+    target = torch.where(must, u * total, u - stay)
+    index = (cumulative <= target).sum(1, keepdim=True)
+    codes = torch.arange(1, K + 1, device=p.device)
+    last = ((token > 0).long() * codes).amax(1, keepdim=True) - 1
+    index = torch.where(index < K, index, torch.where(must, last, K))
+    index = torch.where(must | (u >= stay), index, K)
+    chosen = token.gather(1, index.clamp_max(K - 1)) / torch.where(must, total, 1.0)
+    probability = torch.where(index < K, chosen, 1 - total)
+    return index[:, 0], probability[:, 0], entropy

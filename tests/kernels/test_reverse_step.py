@@ -12,7 +12,7 @@ def draw_many(logits, z_t, q, n=200_000, **options):
     g = torch.Generator().manual_seed(0)
     K = logits.shape[-1]
     u = torch.rand(1, n, generator=g)
-    z = reverse_step(logits.expand(1, n, K), torch.full((1, n), z_t), q, u, **options)
+    z = reverse_step(logits.expand(1, n, K), torch.full((1, n), z_t), q, u, **options).z
     return torch.bincount(z[0], minlength=K + 1).double() / n
 
 
@@ -61,8 +61,8 @@ def test_guidance_mixes_scores():
     a, b = torch.randn(1, 6, 4), torch.randn(1, 6, 4)
     u = torch.rand(1, 6)
     z_t = torch.full((1, 6), 4)
-    mixed = reverse_step(b + 2.5 * (a - b), z_t, q, u)
-    assert torch.equal(reverse_step(a, z_t, q, u, 1.0, b, 2.5), mixed)
+    mixed = reverse_step(b + 2.5 * (a - b), z_t, q, u).z
+    assert torch.equal(reverse_step(a, z_t, q, u, 1.0, b, 2.5).z, mixed)
     with pytest.raises(ValueError, match="null_logits"):
         reverse_step(a, z_t, q, u, guidance=2.0)
     with pytest.raises(ValueError, match=r"truncation must lie in \(0, 1\]"):
@@ -74,7 +74,7 @@ def test_uniform_of_almost_one_never_leaves_the_range():
     for t in (1, 2, 4):
         q = schedule.coefficients(torch.tensor([t]))
         logits = torch.tensor([[[50.0, 0, 0, 0, 0, -50.0]] * 2])
-        z = reverse_step(logits, torch.tensor([[6, 0]]), q, torch.full((1, 2), 1 - 2**-24))
+        z = reverse_step(logits, torch.tensor([[6, 0]]), q, torch.full((1, 2), 1 - 2**-24)).z
         assert int(z.max()) <= 6
         if t == 1:
             assert int(z.max()) < 6

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from cdcd.codecs.codebook import Codebook, nearest_code
+from cdcd.codecs.codebook import Codebook
+from kernels.nearest_code import Assignment, nearest_code
 
 
 def make_codebook(num_codes=6, width=3, **settings):
@@ -11,28 +12,16 @@ def make_codebook(num_codes=6, width=3, **settings):
     return codebook
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_nearest_code_is_the_argmin_of_all_distances(chunk):
-    vectors, codes = torch.randn(40, 5), torch.randn(9, 5)
-    expected = torch.cdist(vectors.double(), codes.double()).argmin(1)
-    assert torch.equal(nearest_code(vectors, codes, chunk=chunk), expected)
-
-
-def test_ties_go_to_the_lowest_index():
-    codes = torch.tensor([[5.0, 5.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
-    vectors = torch.tensor([[1.0, 0.0], [0.0, 0.0], [2.0, 0.5]])
-    assert nearest_code(vectors, codes).tolist() == [1, 1, 1]
-
-
-def test_no_vectors_have_no_codes():
-    assert nearest_code(torch.empty(0, 4), torch.randn(3, 4)).shape == (0,)
+def assigned(rows, tokens, num_codes=6):
+    counts = torch.bincount(tokens, minlength=num_codes).float()
+    return Assignment(tokens, counts, torch.zeros(num_codes, 3).index_add_(0, tokens, rows))
 
 
 def test_update_is_the_moving_average():
     codebook = make_codebook(decay=0.9)
     counts, sums = codebook.counts.clone(), codebook.sums.clone()
     rows, tokens = torch.randn(20, 3), torch.randint(0, 6, (20,))
-    codebook.update(rows, tokens)
+    codebook.update(rows, assigned(rows, tokens))
     for code in range(6):
         mine = rows[tokens == code]
         count = 0.9 * counts[code] + 0.1 * len(mine)
@@ -46,7 +35,7 @@ def test_codes_move_to_the_mean_of_what_they_stand_for():
     rows = torch.cat([torch.full((10, 3), 4.0), torch.full((10, 3), -4.0)])
     tokens = torch.tensor([0] * 10 + [1] * 10)
     for _ in range(40):
-        codebook.update(rows, tokens)
+        codebook.update(rows, assigned(rows, tokens, 2))
     torch.testing.assert_close(codebook.codes, torch.tensor([[4.0] * 3, [-4.0] * 3]))
 
 
@@ -57,7 +46,7 @@ def test_a_dead_code_restarts_on_the_batch_and_a_living_one_does_not():
     rows = torch.randn(60, 3)
     tokens = torch.arange(60) % 5
     kept = codebook.sums[0] * 0.5 + 0.5 * rows[tokens == 0].sum(0)
-    codebook.update(rows, tokens)
+    codebook.update(rows, assigned(rows, tokens))
     assert (rows == codebook.codes[5]).all(1).any()
     assert codebook.counts[5] == pytest.approx(10)  # the mean use, so that it can survive
     torch.testing.assert_close(codebook.codes[0], kept / codebook.counts[0])
@@ -67,9 +56,9 @@ def test_a_restarted_code_survives_the_next_update():
     codebook = make_codebook(num_codes=64, restart_threshold=1.0, decay=0.99)
     rows = torch.randn(128, 3)
     codebook.counts[7] = 0.0
-    codebook.update(rows, nearest_code(rows, codebook.codes))
+    codebook.update(rows, nearest_code(rows, codebook.codes, has_statistics=True))
     restarted = codebook.codes[7].clone()
-    codebook.update(rows + 100, torch.zeros(128, dtype=torch.int64))
+    codebook.update(rows + 100, assigned(rows + 100, torch.zeros(128, dtype=torch.int64), 64))
     torch.testing.assert_close(codebook.codes[7], restarted)
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cdcd.codecs.codebook import nearest_code
 from cdcd.codecs.openai import WeightsError, load_released, released_shapes, top_level_names
+from kernels.nearest_code import nearest_code
 
 HALVINGS, MULTIPLIERS = (3, 2, 2), (2, 1, 1)
 
@@ -92,7 +92,7 @@ class Released(nn.Module):
 
     def encode(self, audio):
         rows = self.outputs(audio)
-        return nearest_code(rows, self.bottleneck.level_blocks[2].k).reshape(len(audio), -1)
+        return nearest_code(rows, self.bottleneck.level_blocks[2].k).codes.reshape(len(audio), -1)
 
     def decode(self, tokens):
         x = self.bottleneck.level_blocks[2].k[tokens].transpose(1, 2)

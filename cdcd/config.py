@@ -229,6 +229,7 @@ class Train(Section):
     contrast: Contrast
     denoiser: DenoiserParams
     conditioner: ConditionerParams
+    chunk_logits: bool
     drop_motion: Share
     drop_video: Share
     drop_all: Share

@@ -109,8 +109,16 @@ def _device() -> Iterator[str]:
 
 
 def _kernels() -> str:
-    triton = "installed" if importlib.util.find_spec("triton") else "not installed"
-    return f"kernels: PyTorch reference, the only one in this version (Triton is {triton})"
+    if importlib.util.find_spec("torch") is None:
+        return "kernels: none can run: PyTorch is not installed"
+    from cdcd.training.device import pick_device
+    from kernels import dispatch
+
+    try:
+        backend, why = dispatch.explain(pick_device())
+    except (ValueError, dispatch.KernelUnavailableError) as error:
+        return f"kernels: none can run: {error}"
+    return f"kernels: {'our Triton programs' if backend == 'triton' else 'PyTorch'}: {why}"
 
 
 def _params() -> tuple[Params | None, str]:

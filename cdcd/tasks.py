@@ -113,6 +113,7 @@ def make_objective(params: Params, schedule: Schedule, pairs: PairedSplit) -> Ob
         has_parallel_chains=p.contrast.chains == "parallel",
         auxiliary_weight=p.diffusion.auxiliary_weight,
         adaptive=p.diffusion.adaptive,
+        chunks_logits=p.chunk_logits,
         drop_motion=p.drop_motion,
         drop_video=p.drop_video,
         drop_all=p.drop_all,

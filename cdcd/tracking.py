@@ -468,7 +468,6 @@ def log_model_version(
                 code_paths=[str(path) for path in code_paths],
                 pip_requirements=requirements,
                 signature=signature,
-                input_example={"video": ["dance.mp4"]},
                 metadata=dict(metadata),
                 registered_model_name=name,
             )

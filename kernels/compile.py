@@ -1,6 +1,7 @@
 """Compiles the Triton programs ahead of time, for GPUs that this machine need not have.
 
     python -m kernels.compile            # every program for sm_80, sm_90 and sm_100
+    python -m kernels.compile --json     # one JSON object a line
 
 Prints registers, shared memory and spilled bytes as NVIDIA's assembler, which Triton brings along,
 counts them.
@@ -8,13 +9,18 @@ counts them.
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from kernels.dispatch import is_interpreting
 
 ARCHITECTURES = (80, 90, 100)
 
@@ -29,6 +35,7 @@ class Program:
         signature: argument name -> Triton type, `constexpr` for those of `constants`.
         constants: argument name -> value.
         num_warps: warps of one program.
+        num_codes: K; 0 where a program holds no row.
     """
 
     name: str
@@ -36,6 +43,7 @@ class Program:
     signature: Mapping[str, str]
     constants: Mapping[str, Any]
     num_warps: int
+    num_codes: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,21 +98,33 @@ def signature_of(function: Any, types: Mapping[str, str], constants: Mapping[str
 
 def programs() -> Iterator[Program]:
     """Every program of the package at the sizes that matter."""
+    from kernels.forward_noise import kernel as forward_noise
+    from kernels.nearest_code import kernel as nearest_code
     from kernels.posterior_loss import kernel as posterior_loss
+    from kernels.reverse_step import kernel as reverse_step
 
-    yield from posterior_loss.programs()
+    for module in (posterior_loss, reverse_step, forward_noise, nearest_code):
+        yield from module.programs()
 
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description="compile the Triton programs ahead of time")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    as_json = parser.parse_args().json
+    if is_interpreting():
+        sys.exit("kernels.compile needs the compiler: TRITON_INTERPRET is 1; unset it")
     for program in programs():
         for architecture in ARCHITECTURES:
             usage = compile_program(program, architecture)
-            print(  # noqa: T201
-                f"{program.name:44} sm_{architecture:<4} {program.num_warps:2} warps "
+            facts = {"name": program.name, "architecture": architecture,
+                     "num_codes": program.num_codes, "num_warps": program.num_warps}  # fmt: skip
+            line = (
+                f"{program.name:36} sm_{architecture:<4} {program.num_warps:2} warps "
                 f"{usage.registers:4} registers {usage.shared_bytes:6} B shared "
                 f"{usage.spilled_bytes:5} B spilled"
             )
+            print(json.dumps(facts | asdict(usage)) if as_json else line)  # noqa: T201
 
 
 if __name__ == "__main__":

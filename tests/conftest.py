@@ -18,6 +18,8 @@ os.environ.update(
     }
 )
 
+# Triton programs run under its interpreter; on a GPU, TRITON_INTERPRET=0 tests the real ones.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 # numba's cache is not safe against two processes that fill it at once: one for each worker.
 os.environ["NUMBA_CACHE_DIR"] = str(
     Path(__file__).resolve().parents[1]

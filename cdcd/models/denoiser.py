@@ -64,6 +64,10 @@ class Denoiser(nn.Module):
 
     def forward(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Tokens int64 [b, l] at steps int64 [b] -> logits [b, l, K]."""
+        return self.head(self.hidden(z_t, t, condition))
+
+    def hidden(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """What `head` turns into logits, [b, l, d]."""
         length = z_t.shape[1]
         x = self.tokens(z_t) + self.positions[:length]
         if condition.aligned is not None:
@@ -79,7 +83,7 @@ class Denoiser(nn.Module):
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x = block(*arguments)
-        return self.head(self.norm_out(x, step))
+        return self.norm_out(x, step)
 
 
 def _initialise(module: nn.Module) -> None:

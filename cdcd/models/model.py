@@ -92,6 +92,11 @@ class ConditionalDenoiser(nn.Module):
         """Features to the condition; once per batch, however many denoiser calls follow."""
         return self.conditioner(inputs)
 
-    def forward(self, z_t: Tensor, t: Tensor, inputs: ConditionInputs) -> Tensor:
-        """Tokens [b, l] at steps [b] -> logits [b, l, K]."""
-        return self.denoiser(z_t, t, self.conditioner(inputs))
+    def forward(
+        self, z_t: Tensor, t: Tensor, inputs: ConditionInputs, has_head: bool = True
+    ) -> Tensor:
+        """Tokens [b, l] at steps [b] -> logits [b, l, K]; without its head what that would see."""
+        condition = self.conditioner(inputs)
+        if has_head:
+            return self.denoiser(z_t, t, condition)
+        return self.denoiser.hidden(z_t, t, condition)

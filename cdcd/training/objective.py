@@ -18,7 +18,8 @@ from cdcd.diffusion.schedule import Schedule
 from cdcd.diffusion.timesteps import StepSampler
 from cdcd.models.conditioner import ConditionInputs
 from cdcd.models.model import ConditionalDenoiser
-from kernels.posterior_loss import posterior_loss, weighted_posterior_loss
+from kernels.linear_posterior_loss import linear_posterior_loss
+from kernels.posterior_loss import PosteriorTerms, posterior_loss, weighted_posterior_loss
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Objective:
             of sharing the positive's z_t (released code; one network call instead of N + 1).
         auxiliary_weight: of -log p(z_0 | z_t).
         adaptive: direction of the weights over t.
+        chunks_logits: never hold all logits (`kernels.linear_posterior_loss`): less memory, one
+            more matrix product.
         drop_motion: probability that a clip trains without its motion; likewise `drop_video`.
         drop_all: probability that it trains without any condition.
         pool: tokens [m, l] and labels [m] that inter-negatives are drawn from.
@@ -67,6 +70,7 @@ class Objective:
     has_parallel_chains: bool
     auxiliary_weight: float
     adaptive: Adaptive
+    chunks_logits: bool
     drop_motion: float
     drop_video: float
     drop_all: float
@@ -85,23 +89,41 @@ class Objective:
         negatives = self.draw_negatives(batch, generator) if self.contrast else None
         parallel = negatives if self.has_parallel_chains else None
         noised = noise(batch.z_0, t, self.schedule, generator, parallel)
-        logits = model(noised.z_t, t, inputs)
-        q = self.schedule.coefficients(t)
         choices = (self.schedule.num_steps, self.auxiliary_weight, self.adaptive, self.contrast)
-        if noised.negatives is None and (self.contrast is None or self.contrast.form == "linear"):
+        is_linear = self.contrast is None or self.contrast.form == "linear"
+        if is_linear and noised.negatives is None and not self.chunks_logits:
             # Linear in its terms: values and gradient in one read of the logits.
             weights = row_weights(t, p_t, batch.z_0.shape[1], *choices, self.num_negatives)
+            q = self.schedule.coefficients(t)
+            logits = model(noised.z_t, t, inputs)
             rows, terms = weighted_posterior_loss(
                 logits, noised.z_t, batch.z_0, q, negatives, **weights
             )
             return replace(combine(terms, t, p_t, *choices), total=rows.sum())
-        if noised.negatives is None:
-            terms = posterior_loss(logits, noised.z_t, batch.z_0, q, negatives)
-            return combine(terms, t, p_t, *choices)
-        terms = posterior_loss(logits, noised.z_t, batch.z_0, q)
-        assert negatives is not None
-        chain_losses = self.chain_losses(model, noised, negatives, inputs)
+        shared = None if self.has_parallel_chains else negatives
+        terms = self.terms(model, noised.z_t, t, inputs, batch.z_0, shared)
+        chain_losses = None
+        if noised.negatives is not None:
+            assert negatives is not None
+            chain_losses = self.chain_losses(model, noised, negatives, inputs)
         return combine(terms, t, p_t, *choices, chain_losses)
+
+    def terms(
+        self,
+        model: ConditionalDenoiser,
+        z_t: Tensor,
+        t: Tensor,
+        inputs: ConditionInputs,
+        z_0: Tensor,
+        negatives: Tensor | None,
+    ) -> PosteriorTerms:
+        """Predict, and score every row."""
+        q = self.schedule.coefficients(t)
+        if not self.chunks_logits:
+            return posterior_loss(model(z_t, t, inputs), z_t, z_0, q, negatives)
+        hidden = model(z_t, t, inputs, has_head=False)
+        head = model.denoiser.head
+        return linear_posterior_loss(hidden, head.weight, head.bias, z_t, z_0, q, negatives)
 
     def drop(self, inputs: ConditionInputs, generator: torch.Generator) -> ConditionInputs:
         """Drop each modality at random, so that every subset of them can be asked for later."""
@@ -136,9 +158,8 @@ class Objective:
         b, n, l = negatives.shape
         z_t = noised.negatives.reshape(b * n, l)
         t = noised.t.repeat_interleave(n)
-        logits = model(z_t, t, inputs.repeat(n))
-        q = self.schedule.coefficients(t)
-        terms = posterior_loss(logits, z_t, negatives.reshape(b * n, l), q)
+        z_0 = negatives.reshape(b * n, l)
+        terms = self.terms(model, z_t, t, inputs.repeat(n), z_0, None)
         return terms.kl.sum(-1).view(b, n)
 
 

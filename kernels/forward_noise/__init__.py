@@ -4,10 +4,10 @@ r"""The forward chain in one jump, for a sample and all its negative chains at o
 
 Two 32-bit numbers of a counter decide a token: `r_0 < 2^32 C_t` masks it, else
 `r_0 < 2^32 (C_t + K B_t)` replaces it, and the replacement is `floor(r_1 K / 2^32)`. The numbers
-are Philox4x32-10 (Salmon et al., SC 2011) of the key `seed` and the counter (position, chain, sample),
-chain 0 being the positive. So a token's noise depends on the seed and on which sample it belongs
-to, and on nothing else: not on the batch, the device or how a batch is split over devices. All
-integers; reference and kernel agree to the bit.
+are Philox4x32-10 (Salmon et al., SC 2011) of the key `seed` and the counter (position, chain,
+sample), chain 0 being the positive. So a token's noise depends on the seed and on which sample it
+belongs to, and on nothing else: not on the batch, the device or how a batch is split over devices.
+All integers; reference and kernel agree to the bit.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ __all__ = [
     "LOG_FLOOR",
     "PosteriorTerms",
     "StepCoefficients",
+    "check_rows",
     "pack_coefficients",
     "posterior_log_probs",
     "posterior_loss",
@@ -103,7 +104,7 @@ def posterior_loss(
     Raises:
         ValueError: a shape, device or token does not fit; see `kernels.dispatch` for the checks.
     """
-    _check(logits, z_t, z_0, coefficients, negatives)
+    check_rows(logits, z_t, z_0, coefficients, negatives)
     kl, aux, step, sample = Terms.apply(
         logits, z_t, z_0, pack_coefficients(coefficients, logits), negatives
     )
@@ -147,7 +148,7 @@ def weighted_posterior_loss(
     Raises:
         ValueError: as `posterior_loss`, and for weights that fit no negatives.
     """
-    _check(logits, z_t, z_0, coefficients, negatives)
+    check_rows(logits, z_t, z_0, coefficients, negatives)
     b, l, _ = logits.shape
     n = 0 if negatives is None else negatives.shape[1]
     for name, weight in (("neg_step", neg_step), ("neg_sample", neg_sample)):
@@ -182,13 +183,14 @@ def pack_coefficients(coefficients: StepCoefficients, logits: Tensor) -> Tensor:
     return torch.stack([x.to(_dtype(logits)) for x in coefficients], dim=1)
 
 
-def _check(
+def check_rows(
     logits: Tensor,
     z_t: Tensor,
     z_0: Tensor,
     coefficients: StepCoefficients,
     negatives: Tensor | None,
 ) -> None:
+    """Refuse arguments that do not fit each other; see `posterior_loss`."""
     if logits.ndim != 3 or not logits.is_floating_point():
         raise ValueError(
             f"logits must be floating-point [b, l, K]: got {logits.dtype} {list(logits.shape)}"

@@ -344,25 +344,24 @@ def scale_rows_(gradient: Tensor, upstream: Tensor) -> None:
 
 def programs() -> Iterator[Program]:
     """Specialisations to compile ahead of time; see `kernels.compile`."""
-    for K in (7, 2048, 2887, 4096, 16384):
-        for N in (0, 10, 1000):
-            for dtype in ("fp32", "bf16"):
-                facts = launch_facts(K, N)
-                constants = facts | {
-                    "HAS_TERMS": True, "HAS_GRADIENT": True, "HAS_KL": True, "HAS_AUX": True,
-                    "HAS_STEP": N > 0, "HAS_SAMPLE": N > 0, "WIDE": tl.float32,
-                }  # fmt: skip
-                pointers = {
-                    **dict.fromkeys(("logits", "gradient"), f"*{dtype}"),
-                    **dict.fromkeys(("z_t", "z_0", "negatives"), "*i64"),
-                    **dict.fromkeys(
-                        ("coefficients", "w_kl", "w_aux", "w_step", "w_sample", "out_kl", "out_aux",
-                         "out_step", "out_sample", "scratch"), "*fp32"),
-                }  # fmt: skip
-                yield Program(
-                    f"posterior_loss K={K} N={N} {dtype}",
-                    _rows,
-                    signature_of(_rows, pointers, constants),
-                    constants,
-                    num_warps(facts["BLOCK_K"]),
-                )
+    constants = {"BLOCK_K": 2048}
+    types = {"gradient": "*fp32", "upstream": "*fp32"}
+    yield Program("scale_rows", _scale, signature_of(_scale, types, constants), constants, 4, 2048)
+    sizes = [(K, N, "fp32") for K in (2048, 4096, 16384) for N in (0, 10, 1000)]
+    for K, N, dtype in [*sizes, (2048, 10, "bf16"), (2048, 10, "fp16")]:
+        facts = launch_facts(K, N)
+        constants = facts | {
+            "HAS_TERMS": True, "HAS_GRADIENT": True, "HAS_KL": True, "HAS_AUX": True,
+            "HAS_STEP": N > 0, "HAS_SAMPLE": N > 0, "WIDE": tl.float32,
+        }  # fmt: skip
+        narrow = (
+            "coefficients w_kl w_aux w_step w_sample out_kl out_aux out_step out_sample scratch"
+        )
+        types = {
+            **dict.fromkeys(("logits", "gradient"), f"*{dtype}"),
+            **dict.fromkeys(("z_t", "z_0", "negatives"), "*i64"),
+            **dict.fromkeys(narrow.split(), "*fp32"),
+        }
+        name = f"posterior_loss K={K} N={N} {dtype}"
+        signature = signature_of(_rows, types, constants)
+        yield Program(name, _rows, signature, constants, num_warps(facts["BLOCK_K"]), K)

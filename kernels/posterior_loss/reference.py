@@ -239,7 +239,7 @@ def run(
             *(None if x is None else x.transpose(1, 2).reshape(b * l, n) for x in (step, sample)),
         )
     values = wide(flat[:0]).new_empty(2, b * l, 1 + n) if has_terms else None
-    gradient = None if weights is None else torch.empty_like(flat)
+    gradient = None if weights is None else flat.new_empty(flat.shape)
     chunk = max(1, _CHUNK_BYTES // (4 * K)) if logits.device.type == "cpu" else b * l
     for start in range(0, b * l, max(chunk, 1)):
         part = slice(start, start + chunk)

@@ -147,22 +147,31 @@ def run(
 
 def programs() -> Iterator[Program]:
     """Specialisations to compile ahead of time; see `kernels.compile`."""
-    for K in (7, 2048, 2887, 4096, 16384):
-        for dtype in ("fp32", "bf16"):
-            block = triton.next_power_of_2(K)
-            constants = {
-                "HAS_NULL": True, "TRUNCATES": True, "RENORMALIZES": False,
-                "HAS_CONFIDENCE": True, "BLOCK_K": block, "WIDE": tl.float32, "BITS": tl.int32,
-                "NUM_BITS": 31,
-            }  # fmt: skip
-            types = {
-                **dict.fromkeys(("logits", "null"), f"*{dtype}"),
-                **dict.fromkeys(("z_t", "out"), "*i64"),
-                **dict.fromkeys(
-                    ("coefficients", "uniforms", "out_probability", "out_entropy"), "*fp32"
-                ),
-                **dict.fromkeys(("guidance", "truncation"), "fp32"),
-            }
-            signature = signature_of(_rows, types, constants)
-            name = f"reverse_step K={K} {dtype}"
-            yield Program(name, _rows, signature, constants, num_warps(block))
+    sizes = (
+        (2048, "fp32", False),
+        (2048, "bf16", True),
+        (4096, "fp32", True),
+        (16384, "fp32", True),
+    )
+    for K, dtype, has_confidence in sizes:
+        block = triton.next_power_of_2(K)
+        constants = {
+            "HAS_NULL": True,
+            "TRUNCATES": True,
+            "RENORMALIZES": False,
+            "HAS_CONFIDENCE": has_confidence,
+            "BLOCK_K": block,
+            "WIDE": tl.float32,
+            "BITS": tl.int32,
+            "NUM_BITS": 31,
+        }
+        narrow = ("coefficients", "uniforms", "out_probability", "out_entropy")
+        types = {
+            **dict.fromkeys(("logits", "null"), f"*{dtype}"),
+            **dict.fromkeys(("z_t", "out"), "*i64"),
+            **dict.fromkeys(narrow, "*fp32"),
+            **dict.fromkeys(("guidance", "truncation"), "fp32"),
+        }
+        signature = signature_of(_rows, types, constants)
+        name = f"reverse_step K={K} {dtype}"
+        yield Program(name, _rows, signature, constants, num_warps(block), K)

@@ -156,6 +156,16 @@ def test_shape_errors_name_the_argument():
         posterior_loss(logits, z_t, z_0, q, negatives[:, :, :2])
 
 
+LOSSES = ["vanilla", "aux", "aux_adaptive", "step_intra", "sample_intra", "step_inter",
+          "sample_inter", "step_intra_full", "sample_inter_full"]  # fmt: skip
+GOLDEN_CASES = [
+    *(("reference", size, case) for size in ("small", "paper") for case in LOSSES),
+    # The interpreter takes a second for a hundred rows.
+    *(("triton", "small", case) for case in LOSSES),
+    ("triton", "paper", "step_intra_full"),
+]
+
+
 @pytest.mark.skipif(not GOLDEN.is_file(), reason="needs the golden losses (CDCD_REAL_DATA)")
 class TestGolden:
     """Parity with the released code's numbers, relative 2e-5 for values, 1e-5 for gradients."""
@@ -180,14 +190,10 @@ class TestGolden:
             got = schedule.tables[row, 1:]
             torch.testing.assert_close(got, expected, rtol=2e-5, atol=1e-9)
 
-    @pytest.mark.parametrize("size", ["small", "paper"])
     @pytest.mark.parametrize("variant", ["music", "image"])
-    @pytest.mark.parametrize(
-        "case",
-        ["vanilla", "aux", "aux_adaptive", "step_intra", "sample_intra", "step_inter",
-         "sample_inter", "step_intra_full", "sample_inter_full"],
-    )  # fmt: skip
-    def test_loss_and_gradient(self, golden, size, variant, case):
+    @pytest.mark.parametrize(("name", "size", "case"), GOLDEN_CASES)
+    def test_loss_and_gradient(self, golden, monkeypatch, name, size, variant, case):
+        monkeypatch.setenv("CDCD_KERNELS", name)
         schedule, logits, z_t, z_0, t, p_t = self.setup_problem(golden, size, variant)
         T = schedule.num_steps
         # The released float32 tables are part of its numbers.

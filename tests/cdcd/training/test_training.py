@@ -1,6 +1,7 @@
 """Training: killed and resumed equals uninterrupted, validation disturbs nothing, losses fall."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -190,3 +191,46 @@ def test_vectors_are_not_decayed():
     groups = make_optimizer(model, 1.0, (0.9, 0.96), 0.5).param_groups
     assert [g["weight_decay"] for g in groups] == [0.5, 0.0]
     assert groups[0]["params"][0] is model.weight
+
+
+class Losses(NullTracker):
+    """Keeps the total loss of every step."""
+
+    def __init__(self):
+        self.totals = []
+
+    def log_metrics(self, metrics, step):
+        if "loss" in metrics:
+            self.totals.append(metrics["loss"])
+
+
+def losses(caches, out, **train):
+    tracker = Losses()
+    options = {"num_steps": 20, "log_every": 1, "batch_size": 3, "save_every": 100}
+    options |= {"validate_every": 100, "optimizer": {"learning_rate": 3e-3, "warmup_steps": 1}}
+    run(caches, out, make_params(**(options | train)), tracker)
+    assert len(tracker.totals) == 20
+    return tracker.totals
+
+
+FORMS = [{"form": "linear", "weight": 0.01}, {"form": "infonce", "weight": 0.01},
+         {"form": "linear", "chains": "parallel", "weight": 0.01}]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no Triton here")
+@pytest.mark.parametrize("contrast", FORMS[:2], ids=lambda c: c["form"])
+def test_twenty_steps_with_reference_and_triton(caches, tmp_path, monkeypatch, contrast):
+    got = []
+    for name in ("reference", "triton"):
+        monkeypatch.setenv("CDCD_KERNELS", name)
+        got.append(losses(caches, tmp_path / name, contrast=contrast))
+    np.testing.assert_allclose(got[1], got[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("contrast", FORMS, ids=lambda c: "-".join(map(str, c.values())))
+def test_chunked_logits_train_alike(caches, tmp_path, contrast):
+    got = [
+        losses(caches, tmp_path / str(flag), contrast=contrast, chunk_logits=flag)
+        for flag in (False, True)
+    ]
+    np.testing.assert_allclose(got[1], got[0], rtol=1e-4)

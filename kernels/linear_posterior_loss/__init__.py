@@ -131,5 +131,5 @@ class _LinearTerms(torch.autograd.Function):
                 rows = G.flatten(0, 1)
                 d_weight += rows.T @ x.flatten(0, 1)
                 d_bias += rows.sum(0, dtype=wide)
-        d_bias = None if bias is None else d_bias.to(bias.dtype)
-        return d_hidden, d_weight.to(weight.dtype), d_bias, None, None, None, None, None
+        of_bias = None if bias is None else d_bias.to(bias.dtype)
+        return d_hidden, d_weight.to(weight.dtype), of_bias, None, None, None, None, None

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from kernels.compile import Program, signature_of
 
-_BLOCK_N, _BLOCK_K, _BLOCK_D = 64, 64, 32
+_BLOCK_N, _BLOCK_K, _BLOCK_D = 64, 32, 32
+_NUM_WARPS = 8  # with four, float32 rows spill registers
 
 
 @triton.jit
@@ -82,7 +83,7 @@ def run(
         _assign[(triton.cdiv(n, _BLOCK_N),)](
             rows, *rows.stride(), codebook, codebook.square().sum(dim=1), codes, counts, sums,
             n, K, d, HAS_STATISTICS=has_statistics,
-            BLOCK_N=_BLOCK_N, BLOCK_K=_BLOCK_K, BLOCK_D=_BLOCK_D,
+            BLOCK_N=_BLOCK_N, BLOCK_K=_BLOCK_K, BLOCK_D=_BLOCK_D, num_warps=_NUM_WARPS,
         )  # fmt: skip
     return (codes, counts, sums) if has_statistics else (codes, None, None)
 
@@ -99,4 +100,4 @@ def programs() -> Iterator[Program]:
             **dict.fromkeys(("codebook", "norms", "counts", "sums"), "*fp32"),
         }
         signature = signature_of(_assign, types, constants)
-        yield Program(f"nearest_code {dtype}", _assign, signature, constants, 4)
+        yield Program(f"nearest_code {dtype}", _assign, signature, constants, _NUM_WARPS)

@@ -17,8 +17,8 @@ LOG_FLOOR = -70.0
 FLOOR = math.exp(LOG_FLOOR)
 TINY = 1e-30
 """Stands for q(z_t | z_0 = k) = 0, so that B_t = 0 divides by no zero; float32 can hold it."""
-_CHUNK_BYTES = 1 << 19
-"""Of one K-wide array: a few of them fit into the second-level cache."""
+_CHUNK_BYTES = 1 << 21
+"""Of one K-wide array: few enough for a processor's caches, and enough to outweigh the calls."""
 
 
 class Row(NamedTuple):
@@ -113,7 +113,8 @@ def row_chunk(
     targets: Tensor,
     q: Tensor,
     weights: Weights | None,
-    has_terms: bool = True,
+    has_terms: bool,
+    scratch: Tensor,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Terms and gradient of some rows.
 
@@ -124,9 +125,12 @@ def row_chunk(
         q: coefficients `[r, 10]`.
         weights: of the terms in the loss whose gradient is asked for; None for values alone.
         has_terms: whether values are asked for.
+        scratch: `[3, r, K]` of the logits' type to work in: allocating that much for every chunk
+            would take longer than computing it.
 
     Returns:
-        KL `[r, 1 + n]`, -log p `[r, 1 + n]`, gradient `[r, K]`; None for what was not asked.
+        KL `[r, 1 + n]`, -log p `[r, 1 + n]`, gradient `[r, K]` (within `scratch`); None
+        for what was not asked.
     """
     K = logits.shape[1]
     row = row_facts(q, z_t < K)
@@ -134,34 +138,40 @@ def row_chunk(
     v = z_t.clamp_max(K - 1)[:, None]
 
     # p, with the entry at v set apart: its d and pre are its own.
-    highest = logits.amax(1, keepdim=True)
-    p = (logits - highest).exp_()
-    e_v = p.gather(1, v) * token
-    others = p.scatter_(1, v, p.gather(1, v).masked_fill_(token, 0)).sum(1, keepdim=True)
-    Z = others + e_v
-    p /= Z
-    w_v = e_v / Z * row.inv_d_v
-    S = others / Z * row.inv_d + w_v
+    p, theta, log_theta = scratch
+    torch.softmax(logits, 1, out=p)
+    p_v = p.gather(1, v)
+    p.scatter_(1, v, p_v.masked_fill(token, 0))
+    p_v = p_v * token
+    w_v = p_v * row.inv_d_v
+    S = p.sum(1, keepdim=True) * row.inv_d + w_v
     u_v = row.B_prev * S + row.A_prev * w_v
-
-    # theta_j = pre (B_{t-1} S + A_{t-1} w_j) = offset + factor p_j
-    offset, factor = row.pre * row.B_prev * S, row.pre * row.A_prev * row.inv_d
-    theta = torch.addcmul(offset, p, factor)
     theta_v = row.pre_v * u_v
-    p_x = p.gather(1, targets)
+    # theta_j = pre (B_{t-1} S + A_{t-1} w_j) = offset + factor p_j
+    # (at t = 1 it has no use, and any number that is not floored will do)
+    offset = torch.where(row.is_first, 1.0, row.pre * row.B_prev * S)
+    factor = torch.where(row.is_first, 0.0, row.pre * row.A_prev * row.inv_d)
+    torch.mul(p, factor, out=theta).add_(offset)
+
     is_v = (targets == v) & token
-    p_x = torch.where(is_v, e_v / Z, p_x)
-    log_p_x = (logits.gather(1, targets) - highest - Z.log()).clamp_min(LOG_FLOOR)
+    p_x = torch.where(is_v, p_v, p.gather(1, targets))
     theta_x = offset + factor * p_x
+    # Masks are the dearest passes: made only where an entry is floored (always on a device that
+    # the host would have to wait for).
+    lowest = offset + factor * p.amin(1, keepdim=True)
+    is_floored = logits.device.type != "cpu" or bool((lowest <= FLOOR).any())
+    lives = theta > FLOOR if is_floored else None
 
     kl = nll = None
+    R = log_theta_v = torch.zeros_like(S)
     if has_terms:
-        log_theta = theta.clamp_min(FLOOR).log_()
+        torch.log(theta.clamp_min(FLOOR) if is_floored else theta, out=log_theta)
         log_theta_v = floored_log(theta_v)
         at_v = log_theta.gather(1, v)
         R = log_theta.sum(1, keepdim=True) + torch.where(token, log_theta_v - at_v, 0 * at_v)
-        apart, same = divergences(row, R, log_theta_v, K)
-        nll = -log_p_x
+    apart, same = divergences(row, R, log_theta_v, K)
+    if has_terms:
+        nll = -floored_log(p_x)
         kl = torch.where(
             is_v,
             same.base + same.slope * log_theta_v,
@@ -172,19 +182,19 @@ def row_chunk(
         return kl, nll, None
 
     m, e = _target_weights(weights, targets, logits.dtype)
-    e = torch.where(row.is_first, e + m, e) * (log_p_x > LOG_FLOOR)
+    e = torch.where(row.is_first, e + m, e) * (p_x > FLOOR)
     m = torch.where(row.is_first, 0 * m, m)
-    zero = torch.zeros_like(S)
-    apart, same = divergences(row, zero, zero, K)
-    m_apart, m_same = (m * ~is_v).sum(1, keepdim=True), (m * is_v).sum(1, keepdim=True)
+    m_same = (m * is_v).sum(1, keepdim=True)
+    m_apart = m.sum(1, keepdim=True) - m_same
     g = -(m_apart * apart.q_other + m_same * same.q_other)
     g_v = (g - m_apart * apart.jump_v + m_same * same.slope) * (theta_v > FLOOR) * token
     g_x = torch.where(is_v, 0 * m, m * apart.slope) * (theta_x > FLOOR)
     # 1 / u_j = pre / theta_j; nothing flows where theta is floored.
-    lives = theta > FLOOR
-    inverse = theta.reciprocal_().masked_fill_(~lives, 0)
-    inverse.scatter_(1, v, inverse.gather(1, v).masked_fill_(token, 0))
-    num_live = lives.sum(1, keepdim=True) - (lives.gather(1, v) & token).to(g.dtype)
+    inverse, num_live = theta.reciprocal_(), K - token.to(g.dtype)
+    if lives is not None:
+        inverse.masked_fill_(~lives, 0)
+        num_live = lives.sum(1, keepdim=True) - (lives.gather(1, v) & token).to(g.dtype)
+    inverse.scatter_(1, v, inverse.gather(1, v).masked_fill(token, 0))
     inverse_x = row.pre / theta_x.clamp_min(FLOOR)
     inverse_v = 1 / u_v.clamp_min(TINY)
     H = g * row.pre * inverse.sum(1, keepdim=True) + g_v * inverse_v
@@ -194,7 +204,7 @@ def row_chunk(
     # dL/ds_k = w_k (B_{t-1} H + A_{t-1} h_k) + p_k (E - P), then what belongs to v and targets
     straight = row.inv_d * row.B_prev * H + E - P
     gradient = inverse.mul_(g * factor).add_(straight).mul_(p)
-    at_v = w_v * (row.B_prev * H + row.A_prev * g_v * inverse_v) + e_v / Z * (E - P)
+    at_v = w_v * (row.B_prev * H + row.A_prev * g_v * inverse_v) + p_v * (E - P)
     gradient.scatter_(1, v, torch.where(token, at_v, gradient.gather(1, v)))
     at_x = row.A_prev * row.inv_d * p_x * g_x * inverse_x - e
     return kl, nll, gradient.scatter_add_(1, targets, at_x)
@@ -240,12 +250,19 @@ def run(
         )
     values = wide(flat[:0]).new_empty(2, b * l, 1 + n) if has_terms else None
     gradient = None if weights is None else flat.new_empty(flat.shape)
-    chunk = max(1, _CHUNK_BYTES // (4 * K)) if logits.device.type == "cpu" else b * l
-    for start in range(0, b * l, max(chunk, 1)):
+    chunk = max(1, _CHUNK_BYTES // (4 * K)) if logits.device.type == "cpu" else max(b * l, 1)
+    scratch = wide(flat[:0]).new_empty(3, min(chunk, b * l), K)
+    for start in range(0, b * l, chunk):
         part = slice(start, start + chunk)
         mine = per_row and Weights(*(None if x is None else x[part] for x in per_row))
         kl, nll, grad = row_chunk(
-            wide(flat[part]), tokens[part], targets[part], rows[part], mine, has_terms
+            wide(flat[part]),
+            tokens[part],
+            targets[part],
+            rows[part],
+            mine,
+            has_terms,
+            scratch[:, : len(tokens[part])],
         )
         if values is not None:
             assert kl is not None

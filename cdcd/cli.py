@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 EPILOG = """examples:
@@ -33,13 +36,16 @@ def build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="put generated music on a dance video")
     generate.add_argument("--video", required=True, type=Path, help="any dance video")
     generate.add_argument(
-        "--out", required=True, type=Path, help="file to write: .mp4 (the video with music) or .wav"
+        "--out",
+        required=True,
+        type=Path,
+        help="file to write: .mp4 (the video with music) or .wav; missing folders are made",
     )
     generate.add_argument(
         "--model",
         default="data/models/aist",
         help="folder of a trained model, or models:/NAME@ALIAS of the registry "
-        "(default: %(default)s)",
+        "(default: %(default)s under the current folder)",
     )
     generate.add_argument(
         "--codec",
@@ -92,15 +98,17 @@ def _generate(chosen: argparse.Namespace) -> None:
     if chosen.truncation is not None and not 0 < chosen.truncation <= 1:
         raise ValueError(f"--truncation must lie in (0, 1]: got {chosen.truncation}; use 0.86")
     if chosen.guidance is not None and not 0 <= chosen.guidance < float("inf"):
-        raise ValueError(f"--guidance must be at least 0: got {chosen.guidance}; use 1.5")
+        raise ValueError(
+            f"--guidance must be a finite number from 0 on: got {chosen.guidance}; use 1.5"
+        )
     if not 0 <= chosen.seed < 2**63:
         raise ValueError(f"--seed must lie in 0 .. 2**63 - 1: got {chosen.seed}; use 0")
     model_dir, codec_dir = _model_folders(chosen.model, chosen.codec)
     for option, folder in (("--model", model_dir), ("--codec", codec_dir)):
         if not folder.is_dir():
             raise ValueError(
-                f"{option} must be a folder of a trained model: got {folder}; train it with "
-                "`make run`, or name another"
+                f"{option} must be the folder of a trained {option[2:]}: got {folder}; train it "
+                "with `make run`, run from the repository's root, or name another"
             )
     from cdcd.tasks import load_generator
 
@@ -145,6 +153,27 @@ def run(chosen: argparse.Namespace) -> int:
     return 0
 
 
+class _TerminatedError(BaseException):
+    """SIGTERM; like an interruption no error to be handled on the way."""
+
+
+@contextmanager
+def _terminating_cleanly() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that no half-written file stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `cdcd`: 0, or 1 with one line on stderr, 2 for a wrong command line.
 
@@ -153,10 +182,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        return run(chosen)
+        with _terminating_cleanly():
+            return run(chosen)
     except KeyboardInterrupt:
         sys.stderr.write("cdcd: interrupted\n")
         return 130
+    except _TerminatedError:
+        sys.stderr.write("cdcd: terminated\n")
+        return 143
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

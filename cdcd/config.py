@@ -327,7 +327,10 @@ def parse_params(tree: Any, source: str = "params.yaml") -> Params:
                 lines.append(f"{source}: {key + '.' if key else ''}{issue['ctx']['error']}")
             else:
                 rule = issue["msg"][0].lower() + issue["msg"][1:]
-                lines.append(f"{source}: {key}: {rule}: got {issue['input']!r}")
+                lines.append(
+                    f"{source}: {key}: {rule}: got {issue['input']!r}; "
+                    "change it (`cdcd presets show fixed` and aist/demo hold values that work)"
+                )
         raise ConfigError("; ".join(lines)) from None
 
 

@@ -489,7 +489,9 @@ def _scan(path: str, size: int, _changed: int) -> _Facts:
             )
         promised, is_whole = _promised(container, video, size)
         stamps: dict[int, array[int]] = {s.index: array("q") for s in (video, audio) if s}
+        # End of the packet that is shown last; an earlier one may claim to last beyond it.
         ends: dict[int, int] = {}
+        newest: dict[int, int] = {}
         latest = 0.0  # end of whatever the container holds, for its promise
         has_time_stamps, has_hidden = True, False
         for packet in _packets(container):
@@ -512,7 +514,8 @@ def _scan(path: str, size: int, _changed: int) -> _Facts:
                     has_hidden = True
                     continue
             stamps[packet.stream_index].append(stamp)
-            ends[packet.stream_index] = max(ends.get(packet.stream_index, end), end)
+            if stamp >= newest.get(packet.stream_index, stamp):
+                newest[packet.stream_index], ends[packet.stream_index] = stamp, end
         sound = _audio_info(audio, stamps)
         if video is None:
             assert audio is not None
@@ -843,6 +846,11 @@ def _replacing(path: Path) -> Iterator[Path]:
             yield part
     except (OSError, av.error.FFmpegError, StorageError) as error:
         cause = error.__cause__ if isinstance(error, StorageError) else error
+        if path.is_dir():
+            raise MediaError(
+                f"{path}: must be a file to write: it is a folder; choose another name",
+                "not_written",
+            ) from error
         raise MediaError(
             f"{path}: could not be written: {_why(cause or error)}; free space on the disk or "
             "choose another folder",

@@ -73,7 +73,10 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     for name in (WEIGHTS, FACTS):
         if not (folder / name).is_file():
-            raise CodecError(f"{folder / name} must exist: run the codec stage first")
+            raise CodecError(
+                f"{folder / name} must exist: run the codec stage first (`make run`), or name "
+                "the folder of a codec"
+            )
     try:
         content: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         expected = content["weights_sha256"], content["arguments"]

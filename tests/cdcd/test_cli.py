@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cdcd import cli, tasks
+from cdcd.data.files import atomic_path
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -76,9 +80,12 @@ def test_generate_passes_everything_on(
         ("--video dance.mp4 --out dance.mp4", "--out must differ from --video"),
         ("--video dance.mp4 --out o.wav --truncation 0", "--truncation must lie in (0, 1]"),
         ("--video dance.mp4 --out o.wav --truncation nan", "--truncation must lie in (0, 1]"),
-        ("--video dance.mp4 --out o.wav --guidance inf", "--guidance must be at least 0"),
+        ("--video dance.mp4 --out o.wav --guidance inf", "--guidance must be a finite number"),
         ("--video dance.mp4 --out o.wav --seed -1", "--seed must lie in"),
-        ("--video dance.mp4 --out o.wav --model no", "--model must be a folder"),
+        (
+            "--video dance.mp4 --out o.wav --model no",
+            "--model must be the folder of a trained model",
+        ),
     ],
 )
 def test_a_wrong_argument_is_one_line(
@@ -164,3 +171,26 @@ def test_presets_list_and_show(
     assert capsys.readouterr().out == (root / "presets" / "paper.yaml").read_text()
     assert cli.main(["presets", "show", "papr"]) == 1
     assert capsys.readouterr().err.startswith("cdcd: preset must be one of")
+
+
+def test_a_terminated_command_leaves_nothing_behind(
+    calls: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "folder" / "o.wav"
+
+    def killed(chosen: Any) -> int:
+        with atomic_path(chosen.out) as part:
+            part.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "run", killed)
+    assert cli.main(["generate", "--video", "dance.mp4", "--out", str(out)]) == 143
+    assert capsys.readouterr().err == "cdcd: terminated\n"
+    assert list(out.parent.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -641,3 +641,25 @@ def test_the_real_files_with_late_pictures_lose_the_early_sound() -> None:
     dropped = round(0.0454 * RATE)
     assert len(whole) - len(aligned) == dropped
     np.testing.assert_array_equal(aligned, whole[dropped:])
+
+
+def test_an_overlong_packet_in_the_middle_adds_no_time(tmp_path: Path) -> None:
+    """The video ends with the frame that is shown last, whatever earlier packets claim."""
+    plain = make_video(tmp_path / "plain.mp4", 30, 30)
+    odd = tmp_path / "odd.mkv"
+    with av.open(str(plain)) as source, av.open(str(odd), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        packets = [p for p in source.demux(source.streams.video[0]) if p.dts is not None]
+        newest = max(packet.pts for packet in packets)
+        for packet in packets:
+            if packet.pts != newest:
+                packet.duration *= 9
+            packet.stream = stream
+            out.mux(packet)
+    assert media.probe(odd).duration_seconds == pytest.approx(1.0, abs=0.002)
+
+
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    (tmp_path / "o.wav").mkdir()
+    with pytest.raises(MediaError, match=r"o.wav: must be a file to write: it is a folder"):
+        media.write_wav(tmp_path / "o.wav", np.zeros(100, np.float32), RATE)

@@ -116,7 +116,7 @@ def _kernels() -> str:
 
     try:
         backend, why = dispatch.explain(pick_device())
-    except (ValueError, dispatch.KernelUnavailableError) as error:
+    except ValueError as error:
         return f"kernels: none can run: {error}"
     return f"kernels: {'our Triton programs' if backend == 'triton' else 'PyTorch'}: {why}"
 

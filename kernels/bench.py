@@ -5,9 +5,10 @@
     python -m kernels.bench --size 4 344 2048      # one size instead of the list
 
 A kernel's tests run first, and one that fails them is not timed. Every line of a table is measured
-in turn, round after round, so that a noisy machine disturbs all of them alike; the number is the
-median, with the quartiles' distance as its spread. Memory is bytes that must move, over the time;
-its share is of the bandwidth that a plain copy reaches on the same device.
+in turn, round after round, so that a noisy machine disturbs all of them alike, and each time after
+a call that is not timed; the number is the median, with the quartiles' distance as its spread.
+Memory is bytes that must move, over the time; its share is of the bandwidth that a plain copy
+reaches on the same device.
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ def compare(
     seconds: dict[str, list[float]] = {what: [] for what in calls}
     for _ in range(rounds):
         for what, call in calls.items():
+            call()  # the call before may have left caches and allocator to other sizes
             seconds[what].append(_once(call, device))
     own = next(iter(calls))
     lines = []
@@ -398,7 +400,7 @@ def main() -> None:
         getattr(torch, options.dtype),
         [tuple(options.size)] if options.size else sizes,
         tuple(options.negatives),
-        options.rounds or (50 if device.type == "cuda" else 7),
+        options.rounds or (50 if device.type == "cuda" else 11),
         not options.no_compile,
         copy_bandwidth(device),
     )

@@ -24,7 +24,7 @@ MAX_CODES = 16384
 """A row of this many entries still fits into one program's registers."""
 
 
-class KernelUnavailableError(RuntimeError):
+class KernelUnavailableError(ValueError):
     """`CDCD_KERNELS=triton` where Triton cannot run; the message says what is missing."""
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kernels.dispatch import checks_values
 from kernels.posterior_loss import StepCoefficients
 
 ScheduleName = Literal["absorbing_uniform", "alpha1", "official"]
@@ -35,7 +36,17 @@ class Schedule:
         return self._copies[t.device][:, t]
 
     def coefficients(self, t: Tensor, dtype: torch.dtype = torch.float32) -> StepCoefficients:
-        """The kernel's coefficients at steps `t`, int64 [b] in 1..T, on t's device."""
+        """The kernel's coefficients at steps `t`, int64 [b] in 1..T, on t's device.
+
+        Raises:
+            ValueError: a step outside 1..T (on a GPU only under `CDCD_CHECKS=1`).
+        """
+        if checks_values(t) and t.numel():
+            low, high = (int(x) for x in t.aminmax())
+            if low < 1 or high > self.num_steps:
+                raise ValueError(
+                    f"t must lie in 1..{self.num_steps}: got {low if low < 1 else high}"
+                )
         now = self.at(t).to(dtype)
         before = self.at(t - 1)[3:].to(dtype)
         a, b, c, A, B, C = now

@@ -43,3 +43,10 @@ def test_official_divides_by_one_more():
 def test_too_few_steps():
     with pytest.raises(ValueError, match="num_steps must be at least 2"):
         make_schedule("alpha1", 5, 1)
+
+
+@pytest.mark.parametrize("t", [0, 11, -1])
+def test_a_step_out_of_range_is_refused(t):
+    schedule = make_schedule("alpha1", 5, 10)
+    with pytest.raises(ValueError, match=rf"t must lie in 1\.\.10: got {t}"):
+        schedule.coefficients(torch.tensor([3, t]))

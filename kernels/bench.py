@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import statistics
@@ -35,6 +36,8 @@ from kernels.inputs import Problem, problem
 from kernels.nearest_code import nearest_code
 from kernels.posterior_loss import PosteriorTerms, posterior_loss, weighted_posterior_loss
 from kernels.reverse_step import reverse_step
+
+logger = logging.getLogger(__name__)
 
 GPU_SIZES = [(16, 344, 2048), (64, 344, 2048), (4, 1033, 2048), (16, 1024, 2887), (16, 256, 16384)]
 CPU_SIZES = [(4, 344, 2048), (16, 86, 512)]
@@ -177,8 +180,7 @@ def _loss_calls(x: Problem, n: int, with_compiled: bool) -> dict[str, Callable[[
         try:
             compiled()
         except Exception as error:  # no C++ compiler here, or one that torch.compile cannot use
-            reason = str(error).splitlines()[0]
-            print(f"torch.compile is left out: {reason}", file=sys.stderr)  # noqa: T201
+            logger.warning("torch.compile is left out: %s", str(error).splitlines()[0])
         else:
             calls["closed form, torch.compile"] = compiled
     if n < _SLOW_FROM:
@@ -322,7 +324,7 @@ def passes_tests(kernel: str) -> bool:
         check=False,
     )
     if done.returncode:
-        print(done.stdout[-3000:], file=sys.stderr)  # noqa: T201
+        logger.error("%s", done.stdout[-3000:])
     return done.returncode == 0
 
 
@@ -390,6 +392,7 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     unknown = set(options.kernels) - set(BENCHES)
     if unknown:
         parser.error(f"kernels must be of {', '.join(BENCHES)}: got {', '.join(sorted(unknown))}")
@@ -404,7 +407,7 @@ def main() -> None:
         not options.no_compile,
         copy_bandwidth(device),
     )
-    print(json.dumps(facts(run), indent=1))  # noqa: T201
+    sys.stdout.write(f"{json.dumps(facts(run), indent=1)}\n")
     lines: list[Line] = []
     failed = []
     for kernel in options.kernels or BENCHES:
@@ -414,9 +417,8 @@ def main() -> None:
         mine: list[Line] = []
         for line in BENCHES[kernel](run):
             mine.append(line)
-            print(f"{kernel}: {line.size}: {line.what}: {line.milliseconds:.3g} ms",  # noqa: T201
-                  file=sys.stderr)  # fmt: skip
-        print(table(mine))  # noqa: T201
+            logger.info("%s: %s: %s: %.3g ms", kernel, line.size, line.what, line.milliseconds)
+        sys.stdout.write(f"{table(mine)}\n")
         lines += mine
     if options.json:
         temporary = options.json.with_suffix(".tmp")

@@ -124,7 +124,7 @@ def main() -> None:
                 f"{usage.registers:4} registers {usage.shared_bytes:6} B shared "
                 f"{usage.spilled_bytes:5} B spilled"
             )
-            print(json.dumps(facts | asdict(usage)) if as_json else line)  # noqa: T201
+            sys.stdout.write((json.dumps(facts | asdict(usage)) if as_json else line) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,43 +1,24 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cdcd.features.pose import motion_219, rotation_matrices
 
-GOLDEN = {
-    "gBR_sBM_cAll_d06_mBR2_ch06": (
-        576,
-        [-0.283553, 1.847883, -0.272165, 0.624226, 0.256745, -0.737851],
-        [-0.428420, 1.940246, -0.263133, 0.995879, 0.085354, 0.030646],
-    ),
-    "gJS_sBM_cAll_d03_mJS2_ch07": (
-        576,
-        [0.001532, 1.902040, -0.108044, 0.997668, 0.068224, -0.001767],
-        [0.124015, 1.950030, -0.194399, 0.975836, 0.202479, -0.082136],
-    ),
-    "gJS_sFM_cAll_d02_mJS4_ch09": (
-        1919,
-        [0.018591, 1.898473, -0.099776, 0.996630, 0.045440, 0.068296],
-        [0.011400, 1.914803, -0.354854, 0.925411, 0.067421, -0.372920],
-    ),
-}
-
 
 @pytest.mark.skipif("CDCD_REAL_DATA" not in os.environ, reason="CDCD_REAL_DATA is not set")
-@pytest.mark.parametrize("name", GOLDEN)
-def test_real_sequences_give_the_golden_vectors(name: str) -> None:
+def test_real_sequences_give_the_golden_vectors(golden_motion: Any) -> None:
     from cdcd.data import pickles
 
     folder = Path(os.environ["CDCD_REAL_DATA"]) / "aist_real/annotations/motions"
-    data = pickles.load(folder / f"{name}.pkl")
+    data = pickles.load(folder / f"{golden_motion.name}.pkl")
     vector = motion_219(data["smpl_poses"], data["smpl_trans"], data["smpl_scaling"])
-    num_frames, first, later = GOLDEN[name]
-    assert vector.shape == (num_frames, 219)
+    assert vector.shape == (golden_motion.num_frames, 219)
     assert vector.dtype == np.float32
-    np.testing.assert_allclose(vector[0, :6], first, atol=1e-5)
-    np.testing.assert_allclose(vector[119, :6], later, atol=1e-5)
+    np.testing.assert_allclose(vector[0, :6], golden_motion.first, atol=1e-5)
+    np.testing.assert_allclose(vector[119, :6], golden_motion.later, atol=1e-5)
 
 
 def test_zero_pose_is_the_identity_of_every_joint() -> None:

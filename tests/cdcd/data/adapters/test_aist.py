@@ -347,35 +347,16 @@ def test_music_has_to_come_from_somewhere(roots):
 REAL = os.environ.get("CDCD_REAL_DATA")
 needs_real = pytest.mark.skipif(not REAL, reason="CDCD_REAL_DATA is not set")
 
-GOLDEN = {
-    "gBR_sBM_cAll_d06_mBR2_ch06": (
-        576,
-        [-0.283553, 1.847883, -0.272165, 0.624226, 0.256745, -0.737851],
-        [-0.428420, 1.940246, -0.263133, 0.995879, 0.085354, 0.030646],
-    ),
-    "gJS_sBM_cAll_d03_mJS2_ch07": (
-        576,
-        [0.001532, 1.902040, -0.108044, 0.997668, 0.068224, -0.001767],
-        [0.124015, 1.950030, -0.194399, 0.975836, 0.202479, -0.082136],
-    ),
-    "gJS_sFM_cAll_d02_mJS4_ch09": (
-        1919,
-        [0.018591, 1.898473, -0.099776, 0.996630, 0.045440, 0.068296],
-        [0.011400, 1.914803, -0.354854, 0.925411, 0.067421, -0.372920],
-    ),
-}
-
 
 @needs_real
-@pytest.mark.parametrize("name", GOLDEN)
-def test_vectors_of_real_sequences(name):
-    length, first, last = GOLDEN[name]
+def test_vectors_of_real_sequences(golden_motion):
+    name, length = golden_motion.name, golden_motion.num_frames
     annotations = Path(REAL) / "aist_real" / "annotations"
     motion = aist.load_motion(annotations / "motions" / f"{name}.pkl")
     vectors = motion_219(motion.poses, motion.trans, motion.scaling)
     assert vectors.shape == (length, 219)
-    np.testing.assert_allclose(vectors[0, :6], first, atol=1e-5)
-    np.testing.assert_allclose(vectors[119, :6], last, atol=1e-5)
+    np.testing.assert_allclose(vectors[0, :6], golden_motion.first, atol=1e-5)
+    np.testing.assert_allclose(vectors[119, :6], golden_motion.later, atol=1e-5)
     aist._check_frames(aist.parse_name(name), length)
 
 

@@ -75,7 +75,7 @@ def plan(songs_per_genre: int, choreographies_per_song: int) -> list[Sequence]:
     """
     if songs_per_genre < 3:
         raise ValueError(
-            "ingest.embedded.songs_per_genre must be at least 3, because train, val and test "
+            "ingest.aist.embedded.songs_per_genre must be at least 3, because train, val and test "
             f"share no song: got {songs_per_genre}; use 3 to 6"
         )
     sequences = []

@@ -7,7 +7,7 @@ The models of all stages live here rather than beside their classes, because the
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,6 +16,8 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Dataset = Literal["aist", "tiktok", "cub200", "coco", "imagenet"]
+DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 
 
 class ConfigError(ValueError):
@@ -28,23 +30,100 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class AistEmbedded(Section):
+    """Size of the AIST++ stand-in."""
+
+    songs_per_genre: Annotated[int, Field(ge=3, le=6)]
+    choreographies_per_song: Annotated[int, Field(ge=1, le=10)]
+    video_height: Annotated[int, Field(ge=48, multiple_of=4)]
+
+
 class AistSource(Section):
     """Where an AIST++ download lies and which of its lists to follow."""
 
     annotations_dir: str | None
     videos_dir: str | None
     music_dir: str | None
+    clips_dir: str | None
+    clip_seconds: Literal[2, 6]
     camera: Annotated[str, Field(pattern=r"^c0[1-9]$")]
     apply_ignore_list: bool
     drop_partial_6s: bool
+    embedded: AistEmbedded
 
 
-class Embedded(Section):
-    """Size of the embedded stand-in."""
+class TiktokEmbedded(Section):
+    """Size of the TikTok stand-in."""
 
-    songs_per_genre: Annotated[int, Field(ge=3, le=6)]
-    choreographies_per_song: Annotated[int, Field(ge=1, le=10)]
+    num_songs: Annotated[int, Field(ge=4, le=60)]
+    videos_per_song: Annotated[int, Field(ge=1, le=20)]
     video_height: Annotated[int, Field(ge=48, multiple_of=4)]
+
+
+class TiktokSource(Section):
+    """Where a TikTok Dance-Music download lies and how its key points are read."""
+
+    root: str | None
+    clip_seconds: Literal[2, 6]
+    normalise_motion: bool
+    embedded: TiktokEmbedded
+
+
+class Cub200Embedded(Section):
+    """Size of the CUB-200-2011 stand-in."""
+
+    num_species: Annotated[int, Field(ge=11, le=200)]
+    images_per_species: Annotated[int, Field(ge=2, le=60)]
+    image_height: Annotated[int, Field(ge=64)]
+
+
+class Cub200Source(Section):
+    """Where CUB-200-2011 with its captions lies and which split to follow."""
+
+    root: str | None
+    split: Literal["stackgan", "official"]
+    embedded: Cub200Embedded
+
+
+class CocoEmbedded(Section):
+    """Size of the MS COCO stand-in."""
+
+    num_train: Annotated[int, Field(ge=2)]
+    num_val: Annotated[int, Field(ge=2)]
+    image_height: Annotated[int, Field(ge=64)]
+
+
+class CocoSource(Section):
+    """Where MS COCO 2014 lies."""
+
+    root: str | None
+    embedded: CocoEmbedded
+
+
+class ImagenetEmbedded(Section):
+    """Size of the ImageNet stand-in."""
+
+    train_per_class: Annotated[int, Field(ge=2)]
+    val_per_class: Annotated[int, Field(ge=1)]
+    image_height: Annotated[int, Field(ge=64)]
+
+
+class ImagenetSource(Section):
+    """Where ImageNet (ILSVRC2012) lies; lists of files, where its folders do not say the split."""
+
+    root: str | None
+    train_list: str | None
+    val_list: str | None
+    embedded: ImagenetEmbedded
+
+    @model_validator(mode="after")
+    def _both_lists(self) -> Self:
+        if (self.train_list is None) != (self.val_list is None):
+            raise ValueError(
+                "train_list and val_list must be given together: got "
+                f"{self.train_list!r} and {self.val_list!r}; give both, or null for both"
+            )
+        return self
 
 
 class Ingest(Section):
@@ -54,7 +133,10 @@ class Ingest(Section):
     num_workers: Positive
     max_skipped_share: Share
     aist: AistSource
-    embedded: Embedded
+    tiktok: TiktokSource
+    cub200: Cub200Source
+    coco: CocoSource
+    imagenet: ImagenetSource
 
 
 class Shard(Section):
@@ -64,7 +146,9 @@ class Shard(Section):
     samples_per_shard: Positive
     video_fps: Annotated[int, Field(ge=5, le=60)]
     video_height: Annotated[int, Field(ge=32, multiple_of=2)]
+    image_size: Annotated[int, Field(ge=32, le=2048)]
     num_workers: Positive
+    cluster: Annotated[str, Field(pattern=r"^(local|(tcp|tls|ws|wss|ucx)://\S+)$")] | None
     max_skipped_share: Share
 
 
@@ -123,9 +207,10 @@ class Encode(Section):
 class Featurize(Section):
     """Condition features."""
 
-    video: Literal["motion_energy", "i3d"]
+    video: Literal["motion_energy", "cells", "i3d"]
     grid: Annotated[int, Field(ge=1, le=32)]
     i3d_weights: str | None
+    i3d_output: Literal["steps", "segment"]
     num_workers: Positive
 
     @model_validator(mode="after")
@@ -266,17 +351,30 @@ class Evaluate(Section):
     num_workers: Positive
 
 
-class Register(Section):
-    """The registered model and the score it is promoted by."""
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+class RegisterNames(Section):
+    """The registered model of each dataset: aliases of one never move to another's model."""
+
+    aist: ModelName
+    tiktok: ModelName
+    cub200: ModelName
+    coco: ModelName
+    imagenet: ModelName
+
+
+class Register(Section):
+    """The registered models and the score they are promoted by."""
+
+    names: RegisterNames
     main_score: Literal["onset_f1", "beat_f1", "genre_accuracy"]
 
 
 class Params(Section):
     """All parameters of the pipeline, one field per stage."""
 
-    datasets: list[Literal["aist"]] = Field(min_length=1)
+    datasets: list[Dataset] = Field(min_length=1)
     ingest: Ingest
     shard: Shard
     codec: Codec

@@ -132,10 +132,10 @@ def register_model(
     metrics_path: str | Path,
     out_path: str | Path,
 ) -> dict[str, Any]:
-    """Register a trained model with its codec under `register.name` and set the aliases.
+    """Register a trained model with its codec under its dataset's name, and set the aliases.
 
     Args:
-        params: `register` names the model and the score that decides.
+        params: `register.names` names the model, `register.main_score` the score that decides.
         dataset: what it was trained on.
         model_dir: with model.safetensors, model.json and run.json.
         codec_dir: with codec.safetensors and codec.json.
@@ -150,7 +150,8 @@ def register_model(
         TrackingError: the registry cannot be opened.
     """
     model_dir, codec_dir, metrics_path = Path(model_dir), Path(codec_dir), Path(metrics_path)
-    name, main = params.register_.name, params.register_.main_score
+    name = str(getattr(params.register_.names, dataset))
+    main = params.register_.main_score
     check_weights(model_dir, "model")
     check_weights(codec_dir, "codec")
     scores = model_scores(metrics_path)

@@ -41,7 +41,10 @@ torch.use_deterministic_algorithms(True, warn_only=True)
 TOY: dict[str, Any] = {
     "ingest": {
         "num_workers": 2,
-        "embedded": {"songs_per_genre": 3, "choreographies_per_song": 1, "video_height": 48},
+        "tiktok": {"embedded": {"num_songs": 4, "videos_per_song": 1, "video_height": 48}},
+        "aist": {
+            "embedded": {"songs_per_genre": 3, "choreographies_per_song": 1, "video_height": 48}
+        },
     },
     "shard": {"num_workers": 2, "video_fps": 15, "video_height": 48},
     "codec": {"num_codes": 32, "code_width": 16, "width": 8, "depth": 1, "num_steps": 20,

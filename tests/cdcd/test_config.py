@@ -13,7 +13,7 @@ from cdcd.config import ConfigError, load_params, parse_params
 
 def test_the_committed_file_is_valid(root: Path) -> None:
     params = load_params(root / "params.yaml")
-    assert params.register_.name == "cdcd-dance2music"
+    assert params.register_.names.aist == "cdcd-dance2music"
 
 
 def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:

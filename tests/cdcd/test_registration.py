@@ -54,7 +54,7 @@ def _register(params: Params, folder: Path, dataset: str = "aist") -> dict[str, 
 def test_the_champion_is_never_worse_than_before(
     inputs: Path, make_params: Callable[..., Params]
 ) -> None:
-    params = make_params({"register": {"name": "rising"}})
+    params = make_params({"register": {"names": {"aist": "rising", "tiktok": "rising"}}})
     first = _register(params, inputs)
     assert first["aliases"] == ["candidate", "champion"]
     assert json.loads((inputs / "registered.json").read_text()) == first
@@ -69,7 +69,7 @@ def test_the_champion_is_never_worse_than_before(
     assert equal["aliases"] == ["candidate", "champion"]
 
     _score(inputs, 0.9)
-    other = _register(params, inputs, dataset="other")
+    other = _register(params, inputs, dataset="tiktok")
     assert other["aliases"] == ["candidate"], "scores on two datasets cannot be compared"
 
     champion = tracking.version_by_alias("rising", "champion")
@@ -123,7 +123,7 @@ def test_a_broken_model_is_not_registered(
 ) -> None:
     damage(inputs)
     with pytest.raises(RegistrationError, match=words) as caught:
-        _register(make_params({"register": {"name": "broken"}}), inputs)
+        _register(make_params({"register": {"names": {"aist": "broken"}}}), inputs)
     assert "\n" not in str(caught.value)
     assert tracking.version_by_alias("broken", "candidate") is None
     assert not (inputs / "registered.json").exists()

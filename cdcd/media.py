@@ -36,8 +36,10 @@ Reason = Literal[
     "no_frames",
     "bad_argument",
     "not_written",
+    "too_long",
 ]
 
+_MAX_SECONDS = 24 * 3600.0
 TRUNCATION_SECONDS = 0.5  # a file may lack this much of what its header promises
 _GAP_SECONDS = 0.1  # holes in the sound longer than this are filled with silence
 _SHORT_AUDIO_SECONDS = 0.25  # generated sound may end this early; silence fills the rest
@@ -165,8 +167,29 @@ def uses_decord(path: str | Path, height: int | None = None) -> bool:
     return True
 
 
+def frame_times(path: str | Path) -> np.ndarray:
+    """Return when each frame is shown, in seconds after the first: float64 `[n]`, ascending.
+
+    Raises:
+        MediaError: the file cannot be read or has no video stream.
+    """
+    facts = _facts(path)
+    _video_of(path, facts)
+    if not facts.has_time_stamps:
+        step = facts.info.duration_seconds / facts.num_frames
+        return np.arange(facts.num_frames, dtype=np.float64) * step
+    with _opened(path) as container:
+        stream = container.streams[facts.video_index]
+        packets = _packets(container, stream)
+        ticks = [p.pts for p in packets if not p.is_corrupt and not p.is_discard]
+    return (np.sort(np.array(ticks, dtype=np.int64)) - facts.first) * float(facts.time_base)
+
+
 def decode_audio(
-    path: str | Path, sample_rate_hz: int = 22050, align_to_video: bool = True
+    path: str | Path,
+    sample_rate_hz: int = 22050,
+    align_to_video: bool = True,
+    max_seconds: float | None = None,
 ) -> np.ndarray:
     """Decode the sound to one channel.
 
@@ -176,13 +199,14 @@ def decode_audio(
         align_to_video: sample 0 is the instant of the first video frame: sound before it is
             dropped, missing sound is silence. Without a video stream, and when False, sample 0 is
             the first sample of the sound.
+        max_seconds: longer sound is refused before it fills the memory; None: any length.
 
     Returns:
         float32 `[n]`, the mean of the channels, nominally in [-1, 1], resampled with soxr. n is
         the stream's own length, without the padding of the last codec frame.
 
     Raises:
-        MediaError: the file cannot be read or has no sound.
+        MediaError: the file cannot be read, has no sound, or too much of it (`too_long`).
     """
     import av
     import soxr  # type: ignore[import-untyped]
@@ -200,6 +224,9 @@ def decode_audio(
     with _opened(path) as container:
         stream = container.streams[facts.audio_index]
         stated = stream.duration * stream.time_base if stream.duration else None
+        most = math.inf if max_seconds is None else max_seconds * rate
+        if stated is not None and stated * rate > most:
+            raise _too_long(path, float(stated), max_seconds)
         resampler = av.AudioResampler(format="fltp")
         for frame in _decoded(container, stream):
             if frame.sample_rate != rate:
@@ -215,11 +242,15 @@ def decode_audio(
                     start = time or 0.0
                 elif time is not None:
                     gap = round((time - start) * rate) - length
+                    if length + gap > most:
+                        raise _too_long(path, (length + gap) / rate, max_seconds)
                     if gap > _GAP_SECONDS * rate:
                         pieces.append(np.zeros(gap, np.float32))
                         length += gap
                 pieces.append(piece)
                 length += len(piece)
+                if length > most:
+                    raise _too_long(path, length / rate, max_seconds)
     if start is None:
         raise MediaError(
             f"{path}: must hold decodable sound: got none; convert the file first",
@@ -233,8 +264,17 @@ def decode_audio(
         audio = soxr.resample(audio, rate, sample_rate_hz, quality="HQ")
     if align_to_video and facts.info.video is not None:
         shift = round((start - facts.info.video.start) * sample_rate_hz)
+        if max_seconds is not None and shift > max_seconds * sample_rate_hz:
+            raise _too_long(path, shift / sample_rate_hz, max_seconds)
         audio = np.pad(audio, (shift, 0)) if shift > 0 else audio[-shift:]
     return np.ascontiguousarray(audio, dtype=np.float32)
+
+
+def _too_long(path: str | Path, seconds: float, most: float | None) -> MediaError:
+    return MediaError(
+        f"{path}: the sound must last at most {most:g} s: it has {seconds:.1f} s or more; cut it",
+        "too_long",
+    )
 
 
 def iterate_frames(
@@ -487,6 +527,9 @@ def _scan(path: str, size: int, _changed: int) -> _Facts:
                 f"{path}: must hold a video or sound stream: got neither; give another file",
                 "no_video_stream",
             )
+        if container.duration and container.duration / 1e6 > _MAX_SECONDS:
+            # Every packet is counted below: a tiny file may claim years.
+            raise _too_long(path, container.duration / 1e6, _MAX_SECONDS)
         promised, is_whole = _promised(container, video, size)
         stamps: dict[int, array[int]] = {s.index: array("q") for s in (video, audio) if s}
         # End of the packet that is shown last; an earlier one may claim to last beyond it.

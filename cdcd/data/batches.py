@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdcd.data.cache import read_split
+from cdcd.data.cache import read_split, release
 from cdcd.models.conditioner import ConditionInputs
 from cdcd.training.objective import Batch
+
+_RELEASE_BYTES = 32 << 20
+"""Mapped rows that may stay in memory; more of them would grow with the epoch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +99,21 @@ class PairedSplit:
         """Number of clips."""
         return len(self.features)
 
+    @property
+    def _mapped(self) -> list[np.ndarray]:
+        arrays = [self.tokens, self.features.motion, self.features.video]
+        return arrays if self.waveform_negatives is None else [*arrays, self.waveform_negatives]
+
+    @property
+    def bytes_per_clip(self) -> int:
+        """Bytes of a clip's tokens and features."""
+        return sum(array.nbytes for array in self._mapped) // max(len(self), 1)
+
+    def release(self) -> None:
+        """Give back the memory of the rows that were read; see `cdcd.data.cache.release`."""
+        for array in self._mapped:
+            release(array)
+
     def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
         """The given rows as a batch on a device."""
 
@@ -158,7 +176,7 @@ class ShuffledBatches:
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches without end."""
         per_epoch = len(self.split) // self.batch_size
-        order, current = np.zeros(0, np.int64), -1
+        order, current, touched = np.zeros(0, np.int64), -1, 0
         while True:
             epoch, position = divmod(self.step, per_epoch)
             if epoch != current:
@@ -167,6 +185,10 @@ class ShuffledBatches:
             rows = order[position * self.batch_size : (position + 1) * self.batch_size]
             self.step += 1
             yield self.split.batch(rows, self.device)
+            touched += self.split.bytes_per_clip * len(rows)
+            if touched > _RELEASE_BYTES:
+                self.split.release()
+                touched = 0
 
 
 def feature_statistics(array: np.ndarray, present: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

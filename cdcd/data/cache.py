@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import mmap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from cdcd.data.files import atomic_path
 
@@ -30,6 +32,7 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_NAMES = {np.dtype(kind): name for name, kind in _DTYPES.items()}
 _INFO_HASH = "info_sha256"
 
 
@@ -56,10 +59,86 @@ class Split:
         return len(next(iter(self.arrays.values()))) if self.arrays else 0
 
 
+@dataclass(frozen=True)
+class OpenSplit:
+    """A split that is being written.
+
+    Attributes:
+        arrays: writable, memory-mapped arrays, zero at first.
+        info: facts to be filled in; `info["keys"]`, where present, holds sorted, distinct keys.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def new_split(
+    folder: str | Path, split: str, layout: Mapping[str, tuple[tuple[int, ...], Any]]
+) -> Iterator[OpenSplit]:
+    """Write `folder/<split>.safetensors` and `.json` row by row, each under its name when whole.
+
+    Memory does not grow with the number of samples: the arrays lie in the file from the start.
+
+    Args:
+        folder: created when missing.
+        split: name without a suffix, e.g. `train`.
+        layout: shape `[n, ...]` and dtype of each array, all with the same n.
+
+    Raises:
+        CacheError: the arrays and keys disagree on n, or the keys are unsorted or repeated.
+        StorageError: the disk is full; earlier files stay intact.
+    """
+    target, facts = _paths(Path(folder), split)
+    with atomic_path(target) as part, atomic_path(facts) as facts_part:
+        size = sum(_num_bytes(shape, dtype) for shape, dtype in layout.values())
+        with part.open("wb") as file:
+            file.write(_header(layout, "0" * 64))
+            # Room is taken now: a disk that fills up under a memory map kills the process.
+            for start in range(0, size, _BLOCK):
+                file.write(bytes(min(_BLOCK, size - start)))
+        opened = OpenSplit(_map_arrays(part, mode="r+"))
+        yield opened
+        _check_lengths(f"split {split}", opened.arrays, opened.info)
+        for array in opened.arrays.values():
+            if isinstance(array, np.memmap):
+                array.flush()
+        text = json.dumps(opened.info, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        with part.open("r+b") as file:
+            file.write(_header(layout, _digest(text)))
+        facts_part.write_text(text, encoding="utf-8")
+
+
+_BLOCK = 1 << 20
+
+
+def _num_bytes(shape: tuple[int, ...], dtype: Any) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def _header(layout: Mapping[str, tuple[tuple[int, ...], Any]], digest: str) -> bytes:
+    """The beginning of a safetensors file: its length does not depend on the digest."""
+    entries: dict[str, Any] = {"__metadata__": {_INFO_HASH: digest}}
+    place = 0
+    # Wide types first, so that every array is aligned.
+    for name in sorted(layout, key=lambda name: (-np.dtype(layout[name][1]).itemsize, name)):
+        shape, dtype = layout[name]
+        end = place + _num_bytes(shape, dtype)
+        entries[name] = {
+            "dtype": _NAMES[np.dtype(dtype)],
+            "shape": list(shape),
+            "data_offsets": [place, end],
+        }
+        place = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def write_split(
     folder: str | Path, split: str, arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]
 ) -> None:
-    """Write `folder/<split>.safetensors` and `folder/<split>.json`, each under its name when whole.
+    """Write arrays that are in memory; see `new_split`.
 
     Args:
         folder: created when missing.
@@ -71,14 +150,12 @@ def write_split(
         CacheError: the arrays and keys disagree on n, or the keys are unsorted or repeated.
         StorageError: the disk is full; earlier files stay intact.
     """
-    folder = Path(folder)
     _check_lengths(f"split {split}", arrays, info)
-    text = json.dumps(dict(info), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    target, facts = _paths(folder, split)
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    with atomic_path(target) as part, atomic_path(facts) as facts_part:
-        save_file(contiguous, part, metadata={_INFO_HASH: _digest(text)})
-        facts_part.write_text(text, encoding="utf-8")
+    layout = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    with new_split(folder, split, layout) as opened:
+        opened.info.update(info)
+        for name, array in arrays.items():
+            opened.arrays[name][...] = array
 
 
 def read_split(folder: str | Path, split: str) -> Split:
@@ -113,6 +190,16 @@ def read_split(folder: str | Path, split: str) -> Split:
     return Split(arrays, info)
 
 
+def release(array: np.ndarray) -> None:
+    """Let the system forget the pages of a mapped array; they are read again when they are needed.
+
+    Without it a process that reads rows at random comes to hold the whole file.
+    """
+    if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped = array._mmap  # type: ignore[attr-defined]
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def list_splits(folder: str | Path) -> list[str]:
     """Names of the splits whose two files both exist, in the order train, val, test, others."""
     folder = Path(folder)
@@ -145,7 +232,7 @@ def _check_lengths(where: str, arrays: Mapping[str, np.ndarray], info: Mapping[s
         raise CacheError(f"{where}: all arrays and keys must have one length: got {listed}")
 
 
-def _map_arrays(path: Path) -> dict[str, np.ndarray]:
+def _map_arrays(path: Path, mode: Literal["r", "r+"] = "r") -> dict[str, np.ndarray]:
     # safe_open copies what it returns; the format (8 bytes of header length, a JSON header, raw
     # little-endian buffers) lets numpy map the same bytes without a copy.
     with path.open("rb") as stream:
@@ -162,5 +249,5 @@ def _map_arrays(path: Path) -> dict[str, np.ndarray]:
             arrays[name] = np.empty(shape, dtype)
         else:
             start = 8 + size + int(entry["data_offsets"][0])
-            arrays[name] = np.memmap(path, dtype, mode="r", offset=start, shape=shape)
+            arrays[name] = np.memmap(path, dtype, mode=mode, offset=start, shape=shape)
     return arrays

@@ -87,6 +87,18 @@ def _sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
+def _sync_tree(folder: Path) -> None:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
+    if len(files) > _SYNCED_ALONE:
+        os.sync()  # waiting for each of thousands of small files takes minutes
+        return
+    for file in files:
+        _sync_file(file)
+
+
+_SYNCED_ALONE = 256
+
+
 def _sync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -149,12 +161,36 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     try:
         with _explained(path):
             yield temporary
-            for file in sorted(temporary.rglob("*")):
-                if file.is_file() and not file.is_symlink():
-                    _sync_file(file)
+            _sync_tree(temporary)
             _swap(temporary, path)
     finally:
         _remove(temporary)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def guarded_folder(path: str | Path) -> Iterator[Path]:
+    """Give a work folder beside `path`, `.<name>.work`, that outlives errors and killed runs.
+
+    The body finishes with `replace_directory`; until then what it wrote is kept for the next run,
+    but for files under temporary names.
+
+    Raises:
+        StorageError: the disk filled up while the body ran.
+    """
+    path = Path(path)
+    work = path.with_name(f".{path.name}.work")
+    work.mkdir(parents=True, exist_ok=True)
+    for leftover in work.rglob(".*.partial"):
+        _remove(leftover)
+    with _explained(path):
+        yield work
+
+
+def replace_directory(work: Path, path: Path) -> None:
+    """Put a finished work folder in the place of `path`, with everything in it on the disk."""
+    _sync_tree(work)
+    _swap(work, path)
     _sync_folder(path.parent)
 
 

@@ -1,11 +1,18 @@
-"""One record per sample: where it came from, or why it was left out."""
+"""One record per sample: where it came from, or why it was left out.
+
+Manifests are streamed, written and read: a hundred million records fit in no memory.
+"""
 
 from __future__ import annotations
 
+import heapq
 import json
+import tempfile
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +20,16 @@ from cdcd.data.files import atomic_path
 
 REASONS = frozenset(
     {
+        "changed_source",
         "corrupt_motion",
         "duplicate_key",
+        "ignored_image",
         "ignored_sequence",
         "length_mismatch",
         "missing_audio",
         "missing_caption",
+        "missing_image",
+        "missing_label",
         "missing_motion",
         "missing_video",
         "no_audio_stream",
@@ -27,13 +38,16 @@ REASONS = frozenset(
         "too_short",
         "unknown_genre",
         "unreadable_audio",
+        "unreadable_feature",
+        "unreadable_file",
         "unreadable_image",
         "unreadable_video",
         "unsafe_pickle",
+        "unsupported_motion",
         "unsupported_name",
     }
 )
-CHOSEN_REASONS = frozenset({"ignored_sequence", "partial_segment"})
+CHOSEN_REASONS = frozenset({"ignored_image", "ignored_sequence", "partial_segment"})
 """Skips that a setting asks for: recorded like the others, but no sign of broken data."""
 
 
@@ -53,7 +67,7 @@ class SkipItem(Exception):  # noqa: N818 - not a failure of the program: one ite
 
 @dataclass(frozen=True)
 class Record:
-    """What became of one sequence or segment.
+    """What became of one sequence, segment or picture.
 
     Attributes:
         key: its stable name.
@@ -64,6 +78,8 @@ class Record:
         genre: index into `cdcd.data.samples.GENRES`, or None where there is no label.
         song: the music's name, or None.
         sequence: the annotated sequence that it belongs to, or None.
+        label: class of a picture from 0 on, or None where there is none.
+        licence: terms of use of this item, in short.
         sources: SHA-256 of each source file by its path (`<root>/<path below the root>`).
         facts: anything else worth keeping, JSON-able (pad counts, frame counts, chosen source).
     """
@@ -76,6 +92,8 @@ class Record:
     genre: int | None = None
     song: str | None = None
     sequence: str | None = None
+    label: int | None = None
+    licence: str = ""
     sources: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -94,41 +112,123 @@ class Record:
         return self.reason is not None and self.reason not in CHOSEN_REASONS
 
 
+RUN_SIZE = 100_000
+"""Records sorted in memory at a time; longer manifests are merged from sorted runs on disk."""
+
+SortKey = Callable[[Record], tuple[str, ...]]
+
+
+def by_key(record: Record) -> tuple[str, ...]:
+    """Order of manifests: key, then split, then usable before skipped."""
+    return (record.key, record.split, record.status)
+
+
+def sorted_records(
+    records: Iterable[Record],
+    order: SortKey = by_key,
+    folder: str | Path | None = None,
+    run_size: int = RUN_SIZE,
+) -> Iterator[Record]:
+    """Sort records in memory that does not grow with their number (external merge sort).
+
+    Args:
+        records: in any order; equal ones keep it.
+        order: what to sort by.
+        folder: where runs may be kept meanwhile, on a disk with room; None: the system's.
+        run_size: records in memory at a time.
+    """
+    records = iter(records)
+    with ExitStack() as stack:
+        runs: list[Iterator[Record]] = []
+        keep = ""
+        while run := sorted(islice(records, run_size), key=order):
+            if len(run) < run_size:  # the last one
+                runs.append(iter(run))
+                break
+            keep = keep or stack.enter_context(
+                tempfile.TemporaryDirectory(dir=folder, prefix=".sorting")
+            )
+            path = Path(keep) / str(len(runs))
+            with path.open("w", encoding="utf-8") as file:
+                file.writelines(map(record_line, run))
+            runs.append(iterate_manifest(path))
+        yield from heapq.merge(*runs, key=order)
+
+
+def without_duplicates(records: Iterable[Record]) -> Iterator[Record]:
+    """Mark a usable record whose key another usable one has already, in records sorted by key."""
+    earlier: Record | None = None
+    for record in records:
+        if record.status == "ok":
+            if earlier is not None and earlier.key == record.key:
+                mine, theirs = (", ".join(sorted(r.sources)) for r in (record, earlier))
+                yield replace(
+                    record,
+                    status="skipped",
+                    reason="duplicate_key",
+                    detail=f"{mine or record.split} has the key of {theirs or earlier.split}",
+                )
+                continue
+            earlier = record
+        yield record
+
+
+def record_line(record: Record) -> str:
+    """Return a record as one line of JSON; equal records give equal lines."""
+    return json.dumps(asdict(record), sort_keys=True, allow_nan=False) + "\n"
+
+
 def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
     """Write records as JSON lines, sorted by key, atomically; equal records give equal bytes."""
-    ordered = sorted(records, key=lambda record: (record.key, record.split, record.status))
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for record in ordered:
-            file.write(json.dumps(asdict(record), sort_keys=True, allow_nan=False) + "\n")
+        for record in sorted_records(records, folder=temporary.parent):
+            file.write(record_line(record))
 
 
-def read_manifest(path: str | Path) -> list[Record]:
-    """Read a manifest written by `write_manifest`.
+_FIELDS = frozenset(item.name for item in fields(Record))
+
+
+def parse_record(line: str) -> Record:
+    """Return the record of one line.
+
+    Raises:
+        ValueError: it is none.
+        TypeError: it lacks a field.
+    """
+    tree = json.loads(line)
+    if not isinstance(tree, dict) or not set(tree) <= _FIELDS:
+        raise ValueError("not a record")
+    return Record(**tree)
+
+
+def iterate_manifest(path: str | Path) -> Iterator[Record]:
+    """Yield the records of a manifest one by one, in its order.
 
     Raises:
         ValueError: the file is missing, or a line is not a record.
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        file = path.open(encoding="utf-8")
     except FileNotFoundError:
         raise ValueError(
             f"{path} must exist: no such file; run the stage that writes it first (`dvc repro`)"
         ) from None
-    known = {item.name for item in fields(Record)}
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            tree = json.loads(line)
-            if not isinstance(tree, dict) or not set(tree) <= known:
-                raise ValueError("not a record")
-            records.append(Record(**tree))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} line {number} must be one JSON record: {error}; "
-                "run the stage that writes it again (`dvc repro --force`)"
-            ) from None
-    return records
+    with file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = parse_record(line)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path} line {number} must be one JSON record: {error}; "
+                    "run the stage that writes it again (`dvc repro --force`)"
+                ) from None
+            yield record
+
+
+def read_manifest(path: str | Path) -> list[Record]:
+    """Read a whole manifest at once; `iterate_manifest` streams it."""
+    return list(iterate_manifest(path))
 
 
 def count_reasons(records: Iterable[Record]) -> dict[str, int]:

@@ -1,28 +1,28 @@
 """Deterministic WebDataset tar shards: written whole, checked before they are read.
 
 Members of a sample share its key: `.audio.npy` (int16, scale in the meta data), `.motion.npy`
-(float32), `.video.mp4`, `.meta.json`. Equal samples give equal bytes: fixed order, times and
+(float32), `.video.mp4` or `.video.npy` (features, float32), `.meta.json`; those of a picture are
+`.image.png`, `.text.json` and `.meta.json`. Equal samples give equal bytes: fixed order, times and
 owners, no compression. `shards.json` lists every shard with its sample count, size and SHA-256,
 because a damaged header in the middle of a tar otherwise ends it silently.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cdcd.data.files import atomic_directory, sha256_file, write_json
-from cdcd.data.samples import SPLITS, Sample
+from cdcd.data.arrays import npy_bytes, parse_npy
+from cdcd.data.files import atomic_directory, atomic_path, sha256_file, write_json
+from cdcd.data.images import decode_image, png_bytes
+from cdcd.data.samples import SPLITS, Caption, Picture, Sample
 
 INDEX = "shards.json"
 AUDIO_SCALE = 1.0 / 32767.0
@@ -34,33 +34,35 @@ Members = dict[str, bytes]
 """One sample as bytes by member extension."""
 
 
-def _npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    np.lib.format.write_array(buffer, little, version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def encode_sample(sample: Sample) -> Members:
+def encode_sample(sample: Sample | Picture) -> Members:
     """Turn a sample into the members of a tar; audio is stored as int16 (clipped to [-1, 1])."""
-    steps = np.rint(np.clip(sample.audio, -1.0, 1.0) / AUDIO_SCALE).astype(np.int16)
-    members = {"audio.npy": _npy(steps)}
-    if sample.motion is not None:
-        members["motion.npy"] = _npy(sample.motion)
-    if sample.video is not None:
-        members["video.mp4"] = sample.video
-    meta = {
-        **sample.meta,
-        "split": sample.split,
-        "audio_scale": AUDIO_SCALE,
-        # A member that a damaged tar lost must not pass for one that never was.
-        "members": sorted(members),
-    }
-    text = json.dumps(meta, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return {**members, "meta.json": text.encode()}
+    members: Members = {}
+    meta = {**sample.meta, "split": sample.split}
+    if isinstance(sample, Picture):
+        members["image.png"] = png_bytes(sample.image)
+        meta["label"] = sample.label
+        if sample.captions:
+            members["text.json"] = _json([[c.name, c.text] for c in sample.captions])
+    else:
+        steps = np.rint(np.clip(sample.audio, -1.0, 1.0) / AUDIO_SCALE).astype(np.int16)
+        members["audio.npy"] = npy_bytes(steps)
+        meta["audio_scale"] = AUDIO_SCALE
+        if sample.motion is not None:
+            members["motion.npy"] = npy_bytes(sample.motion)
+        if sample.video is not None:
+            members["video.mp4"] = sample.video
+        if sample.video_feature is not None:
+            members["video.npy"] = npy_bytes(sample.video_feature)
+    # A member that a damaged tar lost must not pass for one that never was.
+    meta["members"] = sorted(members)
+    return {**members, "meta.json": _json(meta)}
 
 
-def decode_sample(key: str, members: Members) -> Sample:
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def decode_sample(key: str, members: Members) -> Sample | Picture:
     """Turn the members of a tar back into a sample.
 
     Raises:
@@ -70,17 +72,23 @@ def decode_sample(key: str, members: Members) -> Sample:
     expected = {*meta.pop("members"), "meta.json"}
     if set(members) != expected:
         raise ValueError(f"{key} has members {sorted(members)}, not {sorted(expected)}")
-    steps = np.load(io.BytesIO(members["audio.npy"]), allow_pickle=False)
-    motion = None
-    if "motion.npy" in members:
-        motion = np.load(io.BytesIO(members["motion.npy"]), allow_pickle=False)
+    split = meta.pop("split")
+    if "image.png" in members:
+        captions = tuple(Caption(*item) for item in json.loads(members.get("text.json", b"[]")))
+        label = meta.pop("label")
+        return Picture(key, split, decode_image(members["image.png"]), captions, label, meta)
+    steps = parse_npy(members["audio.npy"])
+    optional = {
+        name: parse_npy(members[member]) if member in members else None
+        for name, member in {"motion": "motion.npy", "video_feature": "video.npy"}.items()
+    }
     return Sample(
         key=key,
-        split=meta.pop("split"),
+        split=split,
         audio=(steps * np.float32(meta.pop("audio_scale"))).astype(np.float32),
-        motion=motion,
         video=members.get("video.mp4"),
         meta=meta,
+        **optional,
     )
 
 
@@ -88,7 +96,6 @@ class _File:
     """A file that can be given up: a tar stream writes its end even when it is thrown away."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self._file = path.open("wb")
         self._is_abandoned = False
 
@@ -104,95 +111,73 @@ class _File:
             self._file.close()
 
 
-class ShardWriter:
-    """Writes samples into `<split>-<number>.tar` files of one folder; use as a context manager.
+def shard_name(split: str, number: int) -> str:
+    """Return `<split>-<six digits>.tar`."""
+    return f"{split}-{number:06d}.tar"
+
+
+def write_tar(path: Path, samples: Iterable[tuple[str, Members]]) -> int:
+    """Write encoded samples as one tar, under a temporary name until it is whole.
 
     Args:
-        folder: an existing folder, normally the temporary one of `atomic_directory`.
-        samples_per_shard: a shard is closed when it holds this many.
+        path: the tar.
+        samples: key and members, in rising order of keys.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        StorageError: the disk filled up; nothing is left at `path` that was not there before.
+        ValueError: a key does not follow the one before it.
     """
+    import webdataset
 
-    def __init__(self, folder: str | Path, samples_per_shard: int) -> None:
-        self._folder = Path(folder)
-        self._samples_per_shard = samples_per_shard
-        self._open: dict[str, tuple[_File, Any]] = {}
-        self._counts: dict[str, int] = {}
-        self._last_key: dict[str, str] = {}
-        self._shards: list[dict[str, Any]] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self.finish()
-        else:
-            for file, _ in self._open.values():
-                file.abandon()
-
-    @property
-    def shards(self) -> list[dict[str, Any]]:
-        """The shards closed so far: name, split, count, bytes, sha256."""
-        return self._shards
-
-    def write(self, key: str, split: str, members: Members) -> None:
-        """Append one encoded sample; keys of a split must come in rising order."""
-        import webdataset
-
-        assert key > self._last_key.get(split, ""), f"{key} after {self._last_key[split]}"
-        self._last_key[split] = key
-        count = self._counts.get(split, 0)
-        if split not in self._open:
-            name = f"{split}-{count // self._samples_per_shard:06d}.tar"
-            file = _File(self._folder / name)
+    count, last = 0, ""
+    with atomic_path(path) as temporary:
+        file = _File(temporary)
+        try:
             tar = webdataset.TarWriter(
                 file, encoder=False, compress=False, mtime=0, user="cdcd", group="cdcd"
             )
-            self._open[split] = file, tar
-        self._open[split][1].write({"__key__": key, **members})
-        self._counts[split] = count + 1
-        if self._counts[split] % self._samples_per_shard == 0:
-            self._close(split)
+            for key, members in samples:
+                if key <= last:
+                    raise ValueError(f"keys of a shard must rise: got {key} after {last}")
+                tar.write({"__key__": key, **members})
+                count, last = count + 1, key
+            tar.close()
+            file.close()
+        except BaseException:
+            file.abandon()
+            raise
+    return count
 
-    def finish(self) -> list[dict[str, Any]]:
-        """Close every shard, write `shards.json` and return its list of shards."""
-        for split in list(self._open):
-            self._close(split)
-        self._shards.sort(key=lambda shard: (SPLITS.index(shard["split"]), shard["name"]))
-        write_json(self._folder / INDEX, {"shards": self._shards})
-        return self._shards
 
-    def _close(self, split: str) -> None:
-        file, tar = self._open[split]
-        tar.close()
-        file.close()
-        del self._open[split]
-        path = file.path
-        self._shards.append(
-            {
-                "name": path.name,
-                "split": split,
-                "count": (self._counts[split] - 1) % self._samples_per_shard + 1,
-                "bytes": path.stat().st_size,
-                "sha256": sha256_file(path),
-            }
-        )
+def describe_shard(path: Path, split: str, count: int) -> dict[str, Any]:
+    """Return what the index says of a written tar: name, split, count, bytes, sha256."""
+    return {
+        "name": path.name,
+        "split": split,
+        "count": count,
+        "bytes": path.stat().st_size,
+        "sha256": sha256_file(path),
+    }
+
+
+def write_index(folder: Path, shards: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write `shards.json` in reading order: train, val, test, then by number; return the list."""
+    ordered = sorted(shards, key=lambda shard: (SPLITS.index(shard["split"]), shard["name"]))
+    write_json(folder / INDEX, {"shards": ordered})
+    return ordered
 
 
 def write_shards(
-    folder: str | Path, samples: Iterable[Sample], samples_per_shard: int = 64
+    folder: str | Path, samples: Iterable[Sample | Picture], samples_per_shard: int = 64
 ) -> list[dict[str, Any]]:
     """Write samples as a new folder of shards, replacing an earlier one only when all is written.
 
     Args:
         folder: destination.
-        samples: any order; they are held in memory to be sorted by key. For large sets use
-            `ShardWriter`, which streams.
+        samples: any order; they are held in memory to be sorted by key. The shard stage streams.
         samples_per_shard: most samples in one tar.
 
     Returns:
@@ -201,12 +186,17 @@ def write_shards(
     Raises:
         StorageError: the disk filled up; the earlier folder is untouched.
     """
+    ordered = sorted(samples, key=lambda sample: sample.key)
+    shards = []
     with atomic_directory(folder) as temporary:
-        writer = ShardWriter(temporary, samples_per_shard)
-        with writer:
-            for sample in sorted(samples, key=lambda sample: sample.key):
-                writer.write(sample.key, sample.split, encode_sample(sample))
-        return writer.shards
+        for split in SPLITS:
+            mine = [sample for sample in ordered if sample.split == split]
+            for number, start in enumerate(range(0, len(mine), samples_per_shard)):
+                part = mine[start : start + samples_per_shard]
+                path = temporary / shard_name(split, number)
+                count = write_tar(path, ((s.key, encode_sample(s)) for s in part))
+                shards.append(describe_shard(path, split, count))
+        return write_index(temporary, shards)
 
 
 def read_shards_index(shards_dir: str | Path) -> list[dict[str, Any]]:
@@ -232,40 +222,77 @@ def read_shards_index(shards_dir: str | Path) -> list[dict[str, Any]]:
     return list(shards)
 
 
+REMEDY = "write it again with `dvc repro --force shard`"
+
+
+def is_embedded(shards_dir: str | Path) -> bool:
+    """Whether the shards come from the stand-in; True where nothing says otherwise."""
+    try:
+        text = (Path(shards_dir) / "summary.json").read_text(encoding="utf-8")
+        return bool(json.loads(text)["embedded"])
+    except (OSError, KeyError, ValueError):
+        return True
+
+
+def check_size(shards_dir: str | Path, shard: dict[str, Any]) -> Path:
+    """Compare the length of a shard file with its entry in `shards.json`; return its path.
+
+    Raises:
+        ValueError: the file is missing or cut.
+    """
+    path = Path(shards_dir) / shard["name"]
+    if not path.is_file():
+        raise ValueError(f"{path} must exist, {INDEX} lists it: no such file; {REMEDY}")
+    num_bytes = path.stat().st_size
+    if num_bytes != shard["bytes"]:
+        raise ValueError(
+            f"{path} must have {shard['bytes']} bytes: got {num_bytes}, it was cut or altered; "
+            f"{REMEDY}"
+        )
+    return path
+
+
 def verify_shard(shards_dir: str | Path, shard: dict[str, Any]) -> None:
     """Compare a shard file with its entry in `shards.json`.
 
     Raises:
         ValueError: the file is missing, cut, or altered.
     """
-    path = Path(shards_dir) / shard["name"]
-    remedy = "write it again with `dvc repro --force shard`"
-    if not path.is_file():
-        raise ValueError(f"{path} must exist, {INDEX} lists it: no such file; {remedy}")
-    num_bytes = path.stat().st_size
-    if num_bytes != shard["bytes"]:
-        raise ValueError(
-            f"{path} must have {shard['bytes']} bytes: got {num_bytes}, it was cut or altered; "
-            f"{remedy}"
-        )
+    path = check_size(shards_dir, shard)
     checksum = sha256_file(path)
     if checksum != shard["sha256"]:
         raise ValueError(
-            f"{path} must have SHA-256 {shard['sha256']}: got {checksum}, it was altered; {remedy}"
+            f"{path} must have SHA-256 {shard['sha256']}: got {checksum}, it was altered; {REMEDY}"
         )
 
 
 def iterate_shards(shards_dir: str | Path, split: str, verify: bool = True) -> Iterator[Sample]:
-    """Yield the samples of a split, sorted by key.
+    """Yield the samples of dance and music of a split, sorted by key.
 
     Args:
         shards_dir: folder written by the shard stage.
         split: `train`, `val` or `test`.
-        verify: compare every shard of the split with its checksum before the first sample.
+        verify: compare every shard with its checksum before its first sample; their lengths are
+            compared before the first sample of all.
 
     Raises:
-        ValueError: a shard is missing, cut or altered, or the split is empty.
+        ValueError: a shard is missing, cut or altered, the split is empty, or it holds pictures.
     """
+    for sample in _iterate(shards_dir, split, verify):
+        if isinstance(sample, Picture):
+            raise ValueError(f"{shards_dir} must hold dance and music: got pictures")
+        yield sample
+
+
+def iterate_pictures(shards_dir: str | Path, split: str, verify: bool = True) -> Iterator[Picture]:
+    """Yield the pictures of a split, sorted by key; otherwise as `iterate_shards`."""
+    for sample in _iterate(shards_dir, split, verify):
+        if not isinstance(sample, Picture):
+            raise ValueError(f"{shards_dir} must hold pictures: got dance and music")
+        yield sample
+
+
+def _iterate(shards_dir: str | Path, split: str, verify: bool) -> Iterator[Sample | Picture]:
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}: got {split!r}")
     shards = [shard for shard in read_shards_index(shards_dir) if shard["split"] == split]
@@ -274,21 +301,30 @@ def iterate_shards(shards_dir: str | Path, split: str, verify: bool = True) -> I
             f"{shards_dir} must hold shards of split {split}: got none; "
             "see the skip reasons in its manifest.jsonl"
         )
-    if verify:
-        for shard in shards:
-            verify_shard(shards_dir, shard)
     for shard in shards:
-        yield from _read_tar(Path(shards_dir) / shard["name"], shard["count"])
+        check_size(shards_dir, shard)
+    last = ""
+    for shard in shards:
+        if verify:
+            verify_shard(shards_dir, shard)
+        for sample in _read_tar(Path(shards_dir) / shard["name"], shard["count"]):
+            if sample.key <= last:
+                raise ValueError(
+                    f"{Path(shards_dir) / shard['name']} must hold keys that rise: got "
+                    f"{sample.key} after {last}; write it again with `dvc repro --force shard`"
+                )
+            last = sample.key
+            yield sample
 
 
-def _read_tar(path: Path, count: int) -> Iterator[Sample]:
+def _read_tar(path: Path, count: int) -> Iterator[Sample | Picture]:
     num_read = 0
     try:
         with tarfile.open(path, "r:") as tar:
             for key, members in _groups(tar):
                 yield decode_sample(key, members)
                 num_read += 1
-    except (tarfile.TarError, KeyError, ValueError, EOFError) as error:
+    except (tarfile.TarError, KeyError, ValueError, TypeError, EOFError) as error:
         raise ValueError(
             f"{path} must be readable: {error!r} after {num_read} of {count} samples; write it "
             "again with `dvc repro --force shard`"
@@ -305,6 +341,8 @@ def _groups(tar: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
     current, members = "", Members()
     for item in tar:
         key, _, extension = item.name.partition(".")
+        if not item.isreg() or not key or "/" in item.name or "\\" in item.name:
+            raise ValueError(f"member {item.name!r} must be a plain file without a folder")
         file = tar.extractfile(item)
         if file is None:
             raise ValueError(f"member {item.name} is no file")
@@ -312,6 +350,8 @@ def _groups(tar: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
             yield current, members
             members = {}
         current = key
+        if extension in members:
+            raise ValueError(f"member {item.name!r} is there twice")
         members[extension] = file.read()
     if members:
         yield current, members

@@ -2,8 +2,9 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from cdcd.data.cache import CacheError, list_splits, read_split, write_split
+from cdcd.data.cache import CacheError, list_splits, new_split, read_split, write_split
 
 
 def make_arrays(n=3):
@@ -105,7 +106,7 @@ def test_a_failed_write_leaves_the_earlier_split(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cdcd.data.cache.save_file", full)
+    monkeypatch.setattr("cdcd.data.cache._header", full)
     with pytest.raises(ValueError, match="no space left"):
         write_split(tmp_path, "train", make_arrays(4), make_info(4))
     np.testing.assert_array_equal(read_split(tmp_path, "train").arrays["tokens"], old["tokens"])
@@ -117,3 +118,34 @@ def test_splits_are_listed_in_reading_order(tmp_path):
         write_split(tmp_path, split, make_arrays(), make_info())
     (tmp_path / "val.safetensors").touch()  # without its partner
     assert list_splits(tmp_path) == ["train", "test", "extra"]
+
+
+def test_the_file_is_one_of_safetensors(tmp_path):
+    write_split(tmp_path, "train", make_arrays(), make_info())
+    loaded = load_file(tmp_path / "train.safetensors")
+    for name, array in make_arrays().items():
+        np.testing.assert_array_equal(loaded[name], array)
+
+
+def test_rows_are_written_one_by_one_and_the_bytes_are_the_same(tmp_path):
+    arrays, info = make_arrays(), make_info()
+    write_split(tmp_path / "whole", "train", arrays, info)
+    layout = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    with new_split(tmp_path / "rows", "train", layout) as opened:
+        for row in (2, 0, 1):
+            for name, array in arrays.items():
+                opened.arrays[name][row] = array[row]
+        opened.info.update(info)
+    for name in ("train.safetensors", "train.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "rows" / name).read_bytes()
+
+
+def test_an_error_half_way_leaves_nothing(tmp_path):
+    def stop():
+        with new_split(tmp_path, "train", {"a": ((2, 3), np.float32)}) as opened:
+            opened.arrays["a"][0] = 1
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stop()
+    assert list(tmp_path.iterdir()) == []

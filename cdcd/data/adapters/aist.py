@@ -1,4 +1,4 @@
-"""AIST++: an AIST++ download as the publisher lays it out, turned into samples.
+"""AIST++: a download as the publisher lays it out, turned into samples.
 
 Nothing is written into the download. A sequence that cannot be used is reported with a reason
 (`SkipItem`), never replaced by another one.
@@ -10,32 +10,50 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cdcd.data import pickles
-from cdcd.data.files import is_disk_full, sha256_file
+from cdcd.data.adapters.base import (
+    Expected,
+    Finding,
+    Options,
+    Source,
+    check_unchanged,
+    is_file,
+    read_bytes,
+    read_through,
+    skipped_sample,
+)
+from cdcd.data.adapters.dance import (
+    MAX_SONG_SECONDS,
+    PEAK,
+    TOLERANCE_FRAMES,
+    UNIT_SECONDS,
+    Window,
+    cut,
+    encode_clips,
+    media_decoders,
+    num_units,
+    plan_windows,
+    song,
+    told,
+)
+from cdcd.data.files import sha256_file
 from cdcd.data.manifest import Record, SkipItem
-from cdcd.data.samples import GENRES, MOTION_RATE_HZ, SAMPLE_RATE_HZ, SPLITS, Sample
+from cdcd.data.samples import GENRES, MOTION_RATE_HZ, SAMPLE_RATE_HZ, SMPL, SPLITS, Sample
+
+if TYPE_CHECKING:
+    from cdcd.config import AistSource
 
 _log = logging.getLogger(__name__)
 
 NUM_BEATS = {"sBM": 16, "sFM": 64}
 CAMERAS = tuple(f"c{number:02d}" for number in range(1, 10))
-PEAK = 0.95
-UNIT_SECONDS = 2
-TOLERANCE_FRAMES = 6
 DURATION_TOLERANCE_SECONDS = 0.2
-CLIP_CRF = 23
-# The slower presets turn on x264's macroblock tree, whose assembly reads memory that nobody wrote:
-# equal frames then give unequal bytes.
-CLIP_PRESET = "superfast"
 
 # AIST++'s own tools exclude this view: its clock differs from the other eight.
 UNSYNCHRONISED = {("gBR_sBM_cAll_d04_mBR0_ch01", "c05")}
@@ -46,6 +64,7 @@ LICENCE = (
     "neither they nor clips derived from them may be passed on"
 )
 
+SHORT_LICENCE = "annotations CC BY 4.0; video and music: AIST Database terms of use"
 _NAME = re.compile(r"g([A-Z]{2})_(s[A-Z]{2})_(cAll|c0[1-9])_(d\d\d)_m([A-Z]{2})(\d)_(ch\d\d)")
 _SITUATION = re.compile(r"(?:^|_)(s[A-Z]{2})(?:_|$)")
 
@@ -128,7 +147,7 @@ def parse_name(name: str) -> Name:
 
 def read_names(path: Path) -> list[str]:
     """Read a list with one name per line: blanks, CRLF and blank lines do not matter."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     return [stripped for line in lines if (stripped := line.strip())]
 
 
@@ -177,17 +196,30 @@ def check_layout(roots: Roots, apply_ignore_list: bool) -> None:
     _check_annotations(roots.annotations, apply_ignore_list)
 
 
+_ARCHIVES = {"motions": "motions.zip", "splits": "splits.zip"}
+_WHERE = "google.github.io/aistplusplus_dataset/download.html"
+_WHERE_VIDEOS = "aistdancedb.ongaaccel.jp, after accepting its terms"
+
+
+def find_annotations(folder: Path) -> Path:
+    """Return the folder that holds motions/ and splits/: the given one, one in it or above it.
+
+    The all-in-one archive unpacks to `aist_plusplus_final/`; the folder itself where none fits.
+    """
+    if not folder.is_dir():
+        return folder
+    children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
+    for candidate in (folder, *children, folder.parent):
+        if (candidate / "motions").is_dir() and (candidate / "splits").is_dir():
+            return candidate
+    return folder
+
+
 def _check_annotations(folder: Path, apply_ignore_list: bool) -> None:
-    needed = {"motions": "motions.zip", "splits": "splits.zip"}
-    for name, archive in needed.items():
+    for name, archive in _ARCHIVES.items():
         if (folder / name).is_dir():
             continue
-        inner = [child.name for child in sorted(folder.iterdir()) if (child / name).is_dir()]
-        remedy = (
-            f"give {str(folder / inner[0])!r} instead"
-            if inner
-            else f"unzip {archive} of AIST++ v1.0 there"
-        )
+        remedy = f"unzip {archive} of AIST++ v1.0 there"
         raise ValueError(
             f"ingest.aist.annotations_dir must be an AIST++ annotations folder: {str(folder)!r} "
             f"has no {name}/; {remedy}"
@@ -251,14 +283,14 @@ def load_motion(path: Path) -> Motion:
     """Read `motions/<sequence>.pkl`, poses as `(n, 72)` or `(n, 24, 3)`.
 
     Raises:
-        SkipItem: unsafe_pickle, corrupt_motion or nonfinite_motion.
+        SkipItem: unreadable_file, unsafe_pickle, corrupt_motion or nonfinite_motion.
     """
     try:
-        tree = pickles.load(path)
+        tree = pickles.loads(read_bytes(path))
     except pickles.UnsafePickleError as error:
-        raise SkipItem("unsafe_pickle", _told(error, path)) from None
+        raise SkipItem("unsafe_pickle", f"{path.name}: {error}") from None
     except pickles.CorruptPickleError as error:
-        raise SkipItem("corrupt_motion", _told(error, path)) from None
+        raise SkipItem("corrupt_motion", f"{path.name}: {error}") from None
     try:
         poses = np.asarray(tree["smpl_poses"], dtype=np.float32)
         trans = np.asarray(tree["smpl_trans"], dtype=np.float32)
@@ -287,43 +319,6 @@ def load_motion(path: Path) -> Motion:
     return Motion(poses, trans, scaling)
 
 
-def _told(error: Exception, path: Path) -> str:
-    # Manifests must not depend on where the download lies.
-    return str(error).replace(str(path), path.name)
-
-
-def num_units(num_frames: int) -> int:
-    """Return how many 2-second units a motion has: six frames short of one still count.
-
-    The published counts follow the nominal duration, and motions may be a few frames shorter.
-    """
-    return (num_frames + TOLERANCE_FRAMES) // (UNIT_SECONDS * MOTION_RATE_HZ)
-
-
-@dataclass(frozen=True)
-class Window:
-    """One segment: its number from 1, its first second, and how many of its seconds are dance."""
-
-    number: int
-    start_seconds: int
-    valid_seconds: float
-
-
-def plan_windows(num_frames: int, segment_seconds: int) -> list[Window]:
-    """Cut a motion into consecutive windows of 2, 4 or 6 seconds.
-
-    A tail below 2 s is dropped; the last longer window is kept when 2 s of it exist, and says so
-    in `valid_seconds`.
-    """
-    units = num_units(num_frames)
-    end_seconds = max(units * UNIT_SECONDS, num_frames / MOTION_RATE_HZ)
-    starts = range(0, units * UNIT_SECONDS, segment_seconds)
-    return [
-        Window(number, start, min(float(segment_seconds), end_seconds - start))
-        for number, start in enumerate(starts, start=1)
-    ]
-
-
 @dataclass(frozen=True)
 class Inspection:
     """What `inspect_sequence` needs to know; small and picklable."""
@@ -350,6 +345,7 @@ def inspect_sequence(task: Inspection) -> Record:
             reason=error.reason,
             detail=str(error),
             sequence=listed.name,
+            licence=SHORT_LICENCE,
         )
     known: dict[str, Any] = {
         "key": listed.name,
@@ -357,13 +353,16 @@ def inspect_sequence(task: Inspection) -> Record:
         "genre": GENRES.index(name.genre),
         "song": name.song,
         "sequence": name.sequence,
+        "licence": SHORT_LICENCE,
     }
     try:
         facts = _inspect(task, name)
+        chosen = {facts["motion"], facts["audio"], facts["video"]} - {None}
+        sources = {
+            path: read_through(sha256_file, task.roots.resolve(path)) for path in sorted(chosen)
+        }
     except SkipItem as skip:
         return Record(**known, status="skipped", reason=skip.reason, detail=skip.detail)
-    chosen = {facts["motion"], facts["audio"], facts["video"]} - {None}
-    sources = {path: sha256_file(task.roots.resolve(path)) for path in sorted(chosen)}
     return Record(**known, sources=sources, facts=facts)
 
 
@@ -376,7 +375,7 @@ def _inspect(task: Inspection, name: Name) -> dict[str, Any]:
     if listed.is_ignored:
         raise SkipItem("ignored_sequence", "named in ignore_list.txt (apply_ignore_list: true)")
     motion_path = f"annotations/motions/{name.sequence}.pkl"
-    if not roots.resolve(motion_path).is_file():
+    if not is_file(roots.resolve(motion_path)):
         raise SkipItem("missing_motion", f"no file {motion_path}")
     num_frames = len(load_motion(roots.resolve(motion_path)).poses)
     _check_frames(name, num_frames)
@@ -413,13 +412,15 @@ def _check_duration(what: str, seconds: float, num_frames: int, may_be_longer: b
     motion = num_frames / MOTION_RATE_HZ
     segments = num_units(num_frames) * UNIT_SECONDS - TOLERANCE_FRAMES / MOTION_RATE_HZ
     is_short = seconds < max(motion - DURATION_TOLERANCE_SECONDS, segments)
-    is_long = seconds > motion + DURATION_TOLERANCE_SECONDS and not may_be_longer
+    most = MAX_SONG_SECONDS if may_be_longer else motion + DURATION_TOLERANCE_SECONDS
+    is_long = seconds > most
     if is_short or is_long:
         rule = "reach" if may_be_longer else "match"
         raise SkipItem(
             "length_mismatch",
             f"{what} must {rule} the motion within {DURATION_TOLERANCE_SECONDS} s: got "
-            f"{seconds:.3f} s for {motion:.3f} s",
+            f"{seconds:.3f} s for {motion:.3f} s"
+            + (f"; a song may last {MAX_SONG_SECONDS:g} s" if may_be_longer and is_long else ""),
         )
 
 
@@ -434,7 +435,7 @@ def _find_video(roots: Roots, name: Name, camera: str, num_frames: int) -> str |
     try:
         info = media.probe(roots.resolve(path))
     except media.MediaError as error:
-        raise SkipItem("unreadable_video", _told(error, roots.resolve(path))) from None
+        raise SkipItem("unreadable_video", told(error, roots.resolve(path))) from None
     if info.video is None:
         raise SkipItem("unreadable_video", f"{path} has no video stream")
     _check_duration(path, info.duration_seconds, num_frames, may_be_longer=False)
@@ -457,7 +458,7 @@ def _find_audio(roots: Roots, name: Name, camera: str, num_frames: int) -> tuple
         try:
             info = media.probe(file)
         except media.MediaError as error:
-            raise SkipItem("unreadable_audio", _told(error, file)) from None
+            raise SkipItem("unreadable_audio", told(error, file)) from None
         if info.audio is None:
             raise SkipItem("no_audio_stream", f"{path} has no audio stream")
         # A song goes on after the dance; a sequence's own track does not.
@@ -486,29 +487,12 @@ def _find_audio(roots: Roots, name: Name, camera: str, num_frames: int) -> tuple
     )
 
 
-@dataclass(frozen=True)
-class SegmentOptions:
-    """How sequences are cut into samples.
-
-    Attributes:
-        segment_seconds: 2, 4 or 6.
-        drop_partial: leave out last windows that are not wholly dance.
-        video_fps: constant frame rate of the stored clips, in Hz.
-        video_height: their shorter side, in pixels.
-    """
-
-    segment_seconds: int
-    drop_partial: bool
-    video_fps: int
-    video_height: int
-
-
 def segment_key(sequence: str, camera: str, number: int) -> str:
     """Return the published name of a segment: `gBR_sBM_c01_d04_mBR0_ch02_seg1`."""
     return f"{parse_name(sequence).with_camera(camera)}_seg{number}"
 
 
-def planned_segments(record: Record, options: SegmentOptions) -> list[tuple[str, Window]]:
+def planned_segments(record: Record, options: Options) -> list[tuple[str, Window]]:
     """Return key and window of every segment of a usable sequence, sorted by key."""
     assert record.sequence is not None
     windows = plan_windows(record.facts["num_frames"], options.segment_seconds)
@@ -516,46 +500,13 @@ def planned_segments(record: Record, options: SegmentOptions) -> list[tuple[str,
     return sorted((segment_key(record.sequence, camera, item.number), item) for item in windows)
 
 
-def _song(path: Path) -> tuple[NDArray[np.float32], float]:
-    """Return a source's whole sound, scaled to a peak of 0.95, and the gain that took.
-
-    Scaled as a whole rather than per segment, so that quiet parts of a song stay quiet.
-    """
-    state = path.stat()
-    return _decoded_song(path, state.st_mtime_ns, state.st_size)
-
-
-@lru_cache(maxsize=4)  # a song serves many sequences; time and size tell a rewritten file
-def _decoded_song(path: Path, _mtime: int, _size: int) -> tuple[NDArray[np.float32], float]:
-    from cdcd import media
-
-    try:
-        audio = media.decode_audio(path, sample_rate_hz=SAMPLE_RATE_HZ)
-    except media.MediaError as error:
-        raise SkipItem("unreadable_audio", _told(error, path)) from None
-    if not np.isfinite(audio).all():
-        raise SkipItem("unreadable_audio", f"{path.name} decodes to numbers that are not finite")
-    peak = float(np.abs(audio).max(initial=0.0))
-    gain = PEAK / peak if peak > 0 else 1.0
-    return (audio * np.float32(gain)).astype(np.float32), gain
-
-
-def _decoders() -> dict[str, str]:
-    found = {}
-    for package in ("av", "decord"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def load_samples(
-    record: Record, roots: Roots, options: SegmentOptions
+    record: Record, roots: Roots, options: Options, *, drop_partial: bool = False
 ) -> Iterator[tuple[Record, Sample | None]]:
     """Decode one usable sequence and yield its segments, sorted by key, as record and sample.
 
-    The sample is None where the record says `skipped`.
+    The sample is None where the record says `skipped`: with `drop_partial`, last windows that are
+    not wholly dance.
 
     Raises:
         SkipItem: a file turned out unusable when it was decoded; the whole sequence is out.
@@ -565,7 +516,7 @@ def load_samples(
     planned = planned_segments(record, options)
     motion = load_motion(roots.resolve(record.facts["motion"]))
     vectors = motion_219(motion.poses, motion.trans, motion.scaling)
-    audio, gain = _song(roots.resolve(record.facts["audio"]))
+    audio, gain = song(roots.resolve(record.facts["audio"]))
     may_be_longer = record.facts["audio_source"] == "song_wav"
     seconds = len(audio) / SAMPLE_RATE_HZ
     _check_duration(record.facts["audio"], seconds, len(vectors), may_be_longer)
@@ -573,7 +524,7 @@ def load_samples(
     if record.facts["video"] is not None:
         windows = plan_windows(record.facts["num_frames"], options.segment_seconds)
         path = roots.resolve(record.facts["video"])
-        clips = dict(enumerate(_encode_clips(path, windows, options), start=1))
+        clips = dict(enumerate(encode_clips(path, windows, options), start=1))
     shared = {
         "genre": record.genre,
         "song": record.song,
@@ -584,13 +535,16 @@ def load_samples(
         "audio_gain": gain,
         "audio_normalisation": f"peak of the whole source at {PEAK}",
         "video_fps": options.video_fps,
+        "motion": SMPL.name,
+        "motion_rate_hz": SMPL.rate_hz,
+        "licence": record.licence,
         "segment_seconds": options.segment_seconds,
         "sources": record.sources,
-        "decoders": _decoders(),
+        "decoders": media_decoders(),
     }
     for key, window in planned:
-        cut, motion_pad = _cut(vectors, window, options.segment_seconds, MOTION_RATE_HZ)
-        sound, audio_pad = _cut(audio, window, options.segment_seconds, SAMPLE_RATE_HZ)
+        moves, motion_pad = cut(vectors, window, options.segment_seconds, MOTION_RATE_HZ)
+        sound, audio_pad = cut(audio, window, options.segment_seconds, SAMPLE_RATE_HZ)
         clip, video_pad = clips.get(window.number, (None, 0))
         facts = {
             "segment": window.number,
@@ -605,16 +559,17 @@ def load_samples(
             genre=record.genre,
             song=record.song,
             sequence=record.sequence,
+            licence=record.licence,
             sources=record.sources,
             facts={**{k: v for k, v in shared.items() if k != "sources"}, **facts},
         )
-        if options.drop_partial and window.valid_seconds < options.segment_seconds:
-            yield skipped_segment(record, key, _partial(window, options)), None
+        if drop_partial and window.valid_seconds < options.segment_seconds:
+            yield skipped_sample(record, key, _partial(window, options)), None
             continue
-        yield listed, Sample(key, record.split, sound, cut, clip, {**shared, **facts})
+        yield listed, Sample(key, record.split, sound, moves, clip, {**shared, **facts})
 
 
-def _partial(window: Window, options: SegmentOptions) -> SkipItem:
+def _partial(window: Window, options: Options) -> SkipItem:
     return SkipItem(
         "partial_segment",
         f"{window.valid_seconds:.3f} of {options.segment_seconds} s are dance "
@@ -622,63 +577,160 @@ def _partial(window: Window, options: SegmentOptions) -> SkipItem:
     )
 
 
-def skipped_segment(record: Record, key: str, skip: SkipItem) -> Record:
-    """Return the record of a segment that is left out."""
-    return Record(
-        key=key,
-        split=record.split,
-        status="skipped",
-        reason=skip.reason,
-        detail=skip.detail,
-        genre=record.genre,
-        song=record.song,
-        sequence=record.sequence,
-        sources=record.sources,
+_EXPECTED_SEQUENCES = {True: 952, False: 980}
+_EXPECTED_SEGMENTS = {
+    (True, 2): 6349,
+    (False, 2): 6632,
+    (True, 6): 2475,
+    (False, 6): 2581,
+}
+_EXPECTED_HELD_OUT = {2: 86, 6: 36}
+
+
+def expected_counts(apply_ignore_list: bool, segment_seconds: int = 2) -> Expected:
+    """Return the counts of the published cross-modal lists."""
+    samples = {}
+    if segment_seconds in _EXPECTED_HELD_OUT:
+        held_out = _EXPECTED_HELD_OUT[segment_seconds]
+        train = _EXPECTED_SEGMENTS[apply_ignore_list, segment_seconds]
+        samples = {"train": train, "val": held_out, "test": held_out}
+    items = {"train": _EXPECTED_SEQUENCES[apply_ignore_list], "val": 20, "test": 20}
+    return Expected(items, samples, "AIST++ v1.0, cross-modal lists")
+
+
+@dataclass(frozen=True, eq=False)
+class Aist(Source):
+    """An AIST++ download: folders of annotations, of videos and of music.
+
+    Settings: camera, apply_ignore_list, drop_partial_6s.
+    """
+
+    dataset = "aist"
+    terms = LICENCE
+    licence = SHORT_LICENCE
+    unit = "sequence"
+
+    @property
+    def folders(self) -> Roots:
+        """The same folders by attribute."""
+        get = self.roots.get
+        return Roots(self.roots["annotations"], get("videos"), get("music"))
+
+    def items(self) -> Iterator[Inspection]:
+        """See `Source`."""
+        roots, camera = self.folders, self.settings["camera"]
+        for listed in list_sequences(roots.annotations, self.settings["apply_ignore_list"]):
+            yield Inspection(listed, roots, camera)
+
+    def num_items(self) -> int:
+        """See `Source`."""
+        return sum(1 for _ in self.items())
+
+    def inspect(self, item: Inspection) -> Record:
+        """See `Source`."""
+        return inspect_sequence(item)
+
+    def planned_keys(self, record: Record, options: Options) -> list[str]:
+        """See `Source`."""
+        return [key for key, _ in planned_segments(record, options)]
+
+    def load(self, record: Record, options: Options) -> Iterator[tuple[Record, Sample | None]]:
+        """See `Source`."""
+        check_unchanged(self, record)
+        drop = bool(self.settings["drop_partial_6s"])
+        yield from load_samples(record, self.folders, options, drop_partial=drop)
+
+    def expected(self) -> Expected:
+        """See `Source`."""
+        return expected_counts(self.settings["apply_ignore_list"])
+
+
+def open_source(setting: AistSource, roots: Roots) -> Aist:
+    """Find and check an AIST++ download.
+
+    Raises:
+        ValueError: a folder or list is missing; one line that names the parameter.
+    """
+    roots = Roots(find_annotations(roots.annotations), roots.videos, roots.music)
+    check_layout(roots, setting.apply_ignore_list)
+    named = {"annotations": roots.annotations, "videos": roots.videos, "music": roots.music}
+    return Aist(
+        roots={name: folder for name, folder in named.items() if folder is not None},
+        settings={
+            "camera": setting.camera,
+            "apply_ignore_list": setting.apply_ignore_list,
+            "drop_partial_6s": setting.drop_partial_6s,
+        },
     )
 
 
-def _cut(
-    track: NDArray[np.float32], window: Window, seconds: int, rate_hz: int
-) -> tuple[NDArray[np.float32], int]:
-    """Cut a window out of sound `[n]` or motion `[n, d]` and fill it up; return what was filled.
+def check(root: Path) -> list[Finding]:
+    """Say what of AIST++ lies in a folder or below it, and where the rest is to be had."""
+    from cdcd.data.adapters.clips import check_clips
 
-    Sound is filled with zeros, motion with its last frame.
-    """
-    start = window.start_seconds * rate_hz
-    length = seconds * rate_hz
-    part = track[start : start + min(length, round(window.valid_seconds * rate_hz))]
-    missing = length - len(part)
-    if missing:
-        # A window always starts inside the dance, so a motion has a last frame to repeat.
-        filler = np.repeat(track[-1:], missing, axis=0) if track.ndim == 2 else np.zeros(missing)
-        part = np.concatenate([part, filler.astype(np.float32)])
-    return np.ascontiguousarray(part, dtype=np.float32), missing
+    found = check_clips("aist", root)
+    folder = find_annotations(root)
+    if folder == root and (root / "annotations").is_dir():
+        folder = find_annotations(root / "annotations")
+    has_annotations = (folder / "motions").is_dir() or (folder / "splits").is_dir()
+    if found and not has_annotations:
+        return found
+    found += [_check_motions(folder), *_check_lists(folder)]
+    found.append(_check_ignored(folder))
+    videos = _count_below(root, "*_c0[1-9]_*.mp4")
+    songs = _count_below(root, "m[A-Z][A-Z][0-5].wav")
+    tracks = _count_below(root, "g*_s[BF]M_*.wav")
+    found.append(
+        Finding(videos > 0, f"videos: {videos} of 1,408 x 9 views" + _missing(videos, "videos"))
+    )
+    text = f"music: {songs} of 60 pieces, {tracks} tracks of single sequences"
+    found.append(Finding(songs + tracks + videos > 0, text + _missing(songs + tracks, "music")))
+    if not songs + tracks + videos:
+        found.append(Finding(False, "no sound at all: give videos or music, one of them is needed"))
+    return found
 
 
-def _encode_clips(
-    path: Path, windows: list[Window], options: SegmentOptions
-) -> Iterator[tuple[bytes, int]]:
-    """Decode a video once and yield one clip per window with its number of repeated frames."""
-    from cdcd import media
+def _missing(count: int, what: str) -> str:
+    if count:
+        return ""
+    return f"; none: {what} come from the AIST Dance Video Database ({_WHERE_VIDEOS})"
 
-    frames_per_clip = options.segment_seconds * options.video_fps
-    end_seconds = windows[-1].start_seconds + windows[-1].valid_seconds
-    try:
-        # Frames held at the end of a short video are added here, where they are counted.
-        end_seconds = min(end_seconds, media.probe(path).duration_seconds)
-        frames = media.iterate_frames(
-            path, options.video_fps, height=options.video_height, end=end_seconds
-        )
-        last: NDArray[np.uint8] | None = None
-        for _ in windows:
-            clip = list(islice(frames, frames_per_clip))
-            last = clip[-1] if clip else last
-            if last is None:
-                raise SkipItem("unreadable_video", f"{path.name} has no frames")
-            missing = frames_per_clip - len(clip)
-            clip += [last] * missing
-            yield media.encode_clip(clip, options.video_fps, CLIP_CRF, CLIP_PRESET), missing
-    except media.MediaError as error:
-        if is_disk_full(error):
-            raise
-        raise SkipItem("unreadable_video", _told(error, path)) from None
+
+def _count_below(root: Path, pattern: str) -> int:
+    folders = [root, *(child for child in sorted(root.iterdir()) if child.is_dir())]
+    return sum(1 for folder in folders for _ in folder.glob(pattern))
+
+
+def _check_motions(folder: Path) -> Finding:
+    count = sum(1 for _ in (folder / "motions").glob("*.pkl"))
+    text = f"motions: {count} of 1,408 files"
+    if not count:
+        return Finding(False, f"{text}; missing: unzip motions.zip from {_WHERE}")
+    return Finding(True, text)
+
+
+def _check_lists(folder: Path) -> Iterator[Finding]:
+    for split, count in {"train": 980, "val": 20, "test": 20}.items():
+        path = folder / "splits" / f"crossmodal_{split}.txt"
+        if not path.is_file():
+            yield Finding(
+                False, f"splits/{path.name}: missing; unzip splits.zip from {_WHERE} there"
+            )
+            continue
+        names = read_names(path)
+        text = f"splits/{path.name}: {len(names)} of {count} names"
+        lost = sum(not (folder / "motions" / f"{Path(n).stem}.pkl").is_file() for n in names)
+        if lost:
+            text += f", {lost} of them without a motion file; unzip motions.zip from {_WHERE}"
+        yield Finding(bool(names) and not lost, text)
+
+
+def _check_ignored(folder: Path) -> Finding:
+    path = folder / "ignore_list.txt"
+    if path.is_file():
+        return Finding(True, f"ignore_list.txt: {len(read_names(path))} of 45 names")
+    return Finding(
+        False,
+        f"ignore_list.txt: missing; get it from {_WHERE}, or set "
+        "ingest.aist.apply_ignore_list: false",
+    )

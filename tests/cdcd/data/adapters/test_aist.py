@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from cdcd.data.adapters import aist
+from cdcd.data.adapters.base import Options
 from cdcd.data.manifest import SkipItem
 from cdcd.features.pose import motion_219
 from tests.cdcd.data import tiny_aist
 
-OPTIONS = aist.SegmentOptions(segment_seconds=2, drop_partial=False, video_fps=30, video_height=36)
+OPTIONS = Options(segment_seconds=2, video_fps=30, video_height=36, image_size=96)
 
 
 @pytest.fixture(scope="module")
@@ -264,11 +265,11 @@ def test_one_missing_frame_is_repeated_and_counted(roots):
     windows = aist.plan_windows(716, 2)
     assert len(windows) == 6
     vectors = motion_219(full.poses, full.trans, full.scaling)[:716]
-    cut, missing = aist._cut(vectors, windows[-1], 2, 60)
+    cut, missing = aist.cut(vectors, windows[-1], 2, 60)
     assert missing == 4
     np.testing.assert_array_equal(cut[:116], vectors[600:])
     np.testing.assert_array_equal(cut[116:], np.repeat(vectors[-1:], 4, axis=0))
-    cut, missing = aist._cut(np.ones(44100 * 6 - 50, np.float32), windows[-1], 2, 22050)
+    cut, missing = aist.cut(np.ones(44100 * 6 - 50, np.float32), windows[-1], 2, 22050)
     assert missing == 50
     assert cut[:-50].all()
     assert not cut[-50:].any()
@@ -289,7 +290,7 @@ def test_a_partial_six_second_window_holds_the_rest_of_the_dance(roots):
     assert not sample.audio[-last.facts["audio_pad_samples"] :].any()
     assert (sample.motion[187:] == sample.motion[186]).all()
 
-    dropped = list(aist.load_samples(record, roots, replace(options, drop_partial=True)))
+    dropped = list(aist.load_samples(record, roots, options, drop_partial=True))
     assert [(r.status, r.reason, s is None) for r, s in dropped] == [
         ("ok", None, False),
         ("skipped", "partial_segment", True),
@@ -333,8 +334,8 @@ def test_a_folder_in_another_layout_is_one_line(tmp_path, break_it, words):
 
 
 def test_a_folder_one_level_too_high_is_recognised(download):
-    with pytest.raises(ValueError, match=r"has no motions/; give '.*/annotations' instead"):
-        aist.check_layout(aist.Roots(download, download / "videos", None), True)
+    for given in (download, download / "annotations", download / "annotations" / "motions"):
+        assert aist.find_annotations(given) == download / "annotations"
 
 
 def test_music_has_to_come_from_somewhere(roots):

@@ -16,15 +16,17 @@ import time
 import traceback
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from cdcd.config import Params, load_params
 from cdcd.data.files import is_disk_full, write_json
+from cdcd.data.samples import MOTIONS
 from cdcd.tracking import TELEMETRY_OFF, Tracker
+from flows.mapping import check_cluster
 
 DATA = Path("data")
 STAGES = (
@@ -38,6 +40,7 @@ STAGES = (
     "evaluate",
     "register",
 )
+SERVER_START_SECONDS = 120  # a busy machine takes much longer than the usual ten
 StageFunction = Callable[[Params, str], Mapping[str, Any]]
 logger = logging.getLogger(__name__)
 
@@ -144,6 +147,29 @@ def _as_flow(name: str, call: Callable[[], Mapping[str, Any]], run_name: str) ->
     return results[0]
 
 
+@contextmanager
+def _server_of_our_own() -> Iterator[None]:
+    """A Prefect server for the time of one stage, where a Dask cluster needs one and none is set.
+
+    Without it every worker would start its own.
+    """
+    if os.environ.get("PREFECT_API_URL"):
+        yield
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    server = SubprocessASGIServer()
+    server.start(timeout=SERVER_START_SECONDS)
+    os.environ["PREFECT_API_URL"] = server.api_url
+    try:
+        with temporary_settings({PREFECT_API_URL: server.api_url}):
+            yield
+    finally:
+        del os.environ["PREFECT_API_URL"]
+        server.stop()
+
+
 def run_stage(name: str, function: StageFunction, dataset: str) -> Mapping[str, Any]:
     """Load the parameters, run the stage's function and note what it took in data/runs.
 
@@ -151,15 +177,26 @@ def run_stage(name: str, function: StageFunction, dataset: str) -> Mapping[str, 
         ConfigError: params.yaml breaks a rule.
     """
     params = load_params()
+    # Sections without the setting never leave this machine.
+    cluster = getattr(getattr(params, name, None), "cluster", None)
+    check_cluster(cluster)
     if dataset not in params.datasets:
         raise ValueError(
             f"--dataset must be one of datasets in params.yaml: got {dataset}; "
             f"use {' or '.join(params.datasets)}"
         )
+    if dataset not in MOTIONS and name not in ("ingest", "shard"):
+        raise ValueError(
+            f"{name} must have dance and music so far: got the pictures of {dataset}, whose codec "
+            f"and denoiser are not part of this version; use `dvc repro shard@{dataset}`"
+        )
     started = time.monotonic()
     label = f"{name}@{dataset}"
     with PeakMemory() as memory:
-        if prefect_url():
+        if cluster is not None:
+            with _server_of_our_own():
+                summary = _as_flow(name, lambda: function(params, dataset), label)
+        elif prefect_url():
             summary = _as_flow(name, lambda: function(params, dataset), label)
         else:
             summary = function(params, dataset)

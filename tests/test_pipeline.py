@@ -24,6 +24,7 @@ from flows.stage import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("cdcd", "kernels", "flows", "presets", "dvc.yaml", ".dvcignore", ".gitignore")
+DATASETS = ("aist", "tiktok")
 # Run by Python at start-up: notes which parameters each stage reads, for the check on dvc.yaml.
 SPY = """
 import atexit, json, os, sys
@@ -51,8 +52,9 @@ if "-m flows." in arguments:
 
     def save(process=os.getpid()):
         if os.getpid() == process:
-            stage = arguments.partition("-m flows.")[2].split()[0]
-            with open(os.path.join(os.environ["SPY_FOLDER"], f"{stage}.json"), "w") as file:
+            stage, _, dataset = arguments.partition("-m flows.")[2].split()[:3]
+            name = f"{stage}@{dataset}.json"
+            with open(os.path.join(os.environ["SPY_FOLDER"], name), "w") as file:
                 json.dump(sorted(read), file)
 
     Section.__getattribute__ = spy
@@ -96,7 +98,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory, toy_text: str) -> Clone:
             shutil.copy(source, folder / name)
     (folder / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc")
-    (folder / "params.yaml").write_text(toy_text)
+    chosen = f"datasets: [{', '.join(DATASETS)}]"
+    text = toy_text.replace("datasets:\n- aist", chosen)
+    assert chosen in text
+    (folder / "params.yaml").write_text(text)
     spy = tmp_path_factory.mktemp("spy")
     (spy / "sitecustomize.py").write_text(SPY)
     binaries = str(Path(sys.executable).parent)
@@ -118,23 +123,25 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_every_stage_left_its_outputs(clone: Clone) -> None:
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_stage_left_its_outputs(clone: Clone, dataset: str) -> None:
     data = clone.folder / "data"
     for path in (
-        "raw/aist/manifest.jsonl",
-        "shards/aist/shards.json",
-        "codecs/aist/codec.safetensors",
-        "tokens/aist/test.safetensors",
-        "features/aist/test.safetensors",
-        "models/aist/model.safetensors",
-        "generated/aist/summary.json",
-        "metrics/aist.json",
-        "metrics/aist.png",
-        "registered/aist.json",
+        f"raw/{dataset}/manifest.jsonl",
+        f"shards/{dataset}/shards.json",
+        f"datasheets/{dataset}/index.html",
+        f"codecs/{dataset}/codec.safetensors",
+        f"tokens/{dataset}/test.safetensors",
+        f"features/{dataset}/test.safetensors",
+        f"models/{dataset}/model.safetensors",
+        f"generated/{dataset}/summary.json",
+        f"metrics/{dataset}.json",
+        f"metrics/{dataset}.png",
+        f"registered/{dataset}.json",
     ):
         assert (data / path).is_file(), path
-    assert list((data / "generated" / "aist" / "previews").glob("*.mp4"))
-    assert list((data / "reports" / "aist").glob("*.html"))
+    assert list((data / "generated" / dataset / "previews").glob("*.mp4"))
+    assert list((data / "reports" / dataset).glob("*.html"))
     assert not list(data.rglob("*partial*"))
 
 
@@ -151,6 +158,14 @@ def test_the_table_has_every_control(clone: Clone) -> None:
     }
 
 
+def test_a_dataset_without_genres_is_not_scored_by_genre(clone: Clone) -> None:
+    tree = _read(clone.folder / "data" / "metrics" / "tiktok.json")
+    assert "genre_accuracy" not in tree["systems"]["model"]
+    assert "onset_f1" in tree["systems"]["model"]
+    assert any("no genre labels, and none are made up" in line for line in tree["warnings"])
+    assert _read(clone.folder / "data" / "registered" / "tiktok.json")["name"].endswith("-tiktok")
+
+
 def test_a_second_run_does_nothing_and_says_so(clone: Clone) -> None:
     started = time.time()
     assert "up to date" in clone.run(sys.executable, "-m", "dvc", "repro")
@@ -164,8 +179,7 @@ def test_a_second_run_does_nothing_and_says_so(clone: Clone) -> None:
 def test_git_sees_the_metrics_and_no_other_output(clone: Clone) -> None:
     status = clone.run("git", "status", "--porcelain", "--untracked-files=all", "data")
     assert {line[3:] for line in status.splitlines()} == {
-        "data/metrics/aist.json",
-        "data/metrics/aist.png",
+        f"data/metrics/{dataset}.{kind}" for dataset in DATASETS for kind in ("json", "png")
     }
 
 
@@ -186,13 +200,17 @@ def _dotted_names() -> dict[str, str]:
     return names
 
 
+@pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_reads_only_parameters_that_dvc_knows_of(clone: Clone, stage: str) -> None:
-    read = _read(Path(clone.environment["SPY_FOLDER"]) / f"{stage}.json")
+def test_a_stage_reads_only_parameters_that_dvc_knows_of(
+    clone: Clone, stage: str, dataset: str
+) -> None:
+    read = _read(Path(clone.environment["SPY_FOLDER"]) / f"{stage}@{dataset}.json")
     names = _dotted_names()
     keys = {names[name] for name in read if name in names} - {"datasets"}
     assert keys or stage in {"train"}, "the spy saw nothing"
-    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["params"]
+    text = (ROOT / "dvc.yaml").read_text().replace("${item.dataset}", dataset)
+    declared = yaml.safe_load(text)["stages"][stage]["params"]
     hidden = {k for k in keys if not any(k == d or k.startswith(f"{d}.") for d in declared)}
     # Which of the two is stale would stay unnoticed.
     assert not hidden, f"{stage} reads {sorted(hidden)} without naming them in dvc.yaml"

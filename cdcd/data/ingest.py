@@ -5,136 +5,111 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from cdcd.config import Params
-from cdcd.data.adapters import aist
-from cdcd.data.files import atomic_directory, write_json
+from cdcd.data.adapters import (
+    EMBEDDED_LICENCE,
+    Source,
+    describe_source,
+    open_dataset,
+    restore_source,
+)
+from cdcd.data.files import atomic_directory, atomic_path, write_json
 from cdcd.data.manifest import (
     CHOSEN_REASONS,
     Record,
-    count_reasons,
     describe_reasons,
     enforce_share,
-    write_manifest,
+    record_line,
+    sorted_records,
+    without_duplicates,
 )
 from cdcd.data.parallel import ordered_map
-from cdcd.data.samples import SPLITS
+from cdcd.data.samples import MOTION_RATE_HZ, SPLITS
 
 _log = logging.getLogger(__name__)
-
-EMBEDDED_LICENCE = (
-    "the embedded data are synthesised by this project and free of other people's rights "
-    "(Apache-2.0, like the code); they only have the layout of AIST++"
-)
-_FOLDERS = ("annotations", "videos", "music")
+MANIFEST = "manifest.jsonl"
+_BATCH = 16
+"""Items that travel to a worker at a time: pictures are small work."""
 
 
 def ingest(params: Params, dataset: str, out_dir: str | Path) -> dict[str, Any]:
     """Find, check and hash the files of a dataset.
 
-    Writes `manifest.jsonl` (one record per listed sequence), `source.json` (where the files are)
-    and `summary.json`; with `ingest.aist.annotations_dir: null` also `download/`, a stand-in in
-    the publisher's layout. `out_dir` is replaced as a whole at the end: after an error it is as it
-    was before.
+    Writes `manifest.jsonl` (one record per listed item), `source.json` (where the files are) and
+    `summary.json`; without a download also `download/`, a stand-in in the publisher's layout.
+    `out_dir` is replaced as a whole at the end: after an error it is as it was before.
 
     Args:
-        params: sections `ingest` and, for the stand-in, `ingest.embedded`.
-        dataset: `aist`.
+        params: section `ingest`.
+        dataset: one of `cdcd.config.DATASETS`.
         out_dir: normally `data/raw/<dataset>`.
 
     Returns:
-        The summary: counts by split, reasons for skipping, songs, terms of use.
+        The summary: counts by split, reasons for skipping, songs or classes, terms of use.
 
     Raises:
         ValueError: a folder is missing or in another layout, or more than
-            `ingest.max_skipped_share` of the sequences are unusable.
+            `ingest.max_skipped_share` of the items are unusable; the manifest that says which is
+            then left beside `out_dir` as `<name>.rejected.jsonl`.
     """
-    if dataset != "aist":
-        raise ValueError(f"datasets must name a known dataset: got {dataset!r}; use aist")
     out_dir = Path(out_dir)
+    rejected = out_dir.with_name(f"{out_dir.name}.rejected.jsonl")
     with atomic_directory(out_dir) as folder:
-        source, roots = _prepare_aist(params, folder)
-        _log.info("terms of %s: %s", dataset, source["licence"])
-        records = _inspect_aist(params, roots)
-        summary = _summarise(records, source)
-        _warn(records)
-        counted = [record for record in records if record.reason not in CHOSEN_REASONS]
-        num_broken = sum(record.is_broken for record in counted)
-        enforce_share(
-            num_broken,
-            len(counted),
-            params.ingest.max_skipped_share,
-            "ingest",
-            count_reasons(counted),
-        )
-        write_manifest(folder / "manifest.jsonl", records)
-        write_json(folder / "source.json", source)
+        source, is_embedded = open_dataset(params, dataset, folder)
+        terms = EMBEDDED_LICENCE if is_embedded else source.terms
+        _log.info("terms of %s: %s", dataset, terms)
+        tally = Tally()
+        # Where counting would cost as much as listing, the publisher's count is what to expect.
+        total = source.num_items()
+        if total is None and not is_embedded:
+            total = sum(source.expected().items.values())
+        found = _inspect(source, params.ingest.num_workers, total)
+        records = sorted_records(found, folder=folder)
+        with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+            for record in without_duplicates(records):
+                tally.add(record)
+                file.write(record_line(record))
+        _warn(tally, source.unit)
+        try:
+            tally.enforce(params.ingest.max_skipped_share, "ingest")
+        except ValueError as error:
+            with atomic_path(rejected) as temporary:
+                temporary.write_bytes((folder / MANIFEST).read_bytes())
+            raise ValueError(f"{error} ({rejected} says why for each)") from None
+        expected = source.expected()
+        facts = {
+            **describe_source(source, folder),
+            "embedded": is_embedded,
+            "licence": terms,
+            "unit": source.unit,
+            "expected": {
+                "items": dict(expected.items),
+                "samples": dict(expected.samples),
+                "source": expected.source,
+            },
+        }
+        write_json(folder / "source.json", facts)
+        summary = {
+            "dataset": dataset,
+            "embedded": is_embedded,
+            "licence": terms,
+            **tally.summary(),
+        }
         write_json(folder / "summary.json", summary)
+    rejected.unlink(missing_ok=True)
     return summary
 
 
-def _prepare_aist(params: Params, folder: Path) -> tuple[dict[str, Any], aist.Roots]:
-    """Return what `source.json` says, and the folders to read now."""
-    setting = params.ingest.aist
-    source: dict[str, Any] = {
-        "dataset": "aist",
-        "camera": setting.camera,
-        "apply_ignore_list": setting.apply_ignore_list,
-        "drop_partial_6s": setting.drop_partial_6s,
-    }
-    given = {name: getattr(setting, f"{name}_dir") for name in _FOLDERS}
-    if given["annotations"] is None:
-        for name in _FOLDERS[1:]:
-            if given[name] is not None:
-                raise ValueError(
-                    f"ingest.aist.{name}_dir must be null while annotations_dir is null (embedded "
-                    f"data): got {given[name]!r}; give annotations_dir as well"
-                )
-        _write_embedded(params, folder / "download")
-        # Relative, so that the folder can be moved, cached and restored elsewhere.
-        source |= {f"{name}_dir": f"download/{name}" for name in _FOLDERS}
-        source |= {"embedded": True, "licence": EMBEDDED_LICENCE}
-    else:
-        for name in _FOLDERS:
-            path = given[name]
-            source[f"{name}_dir"] = path and str(Path(path).expanduser().resolve())
-        source |= {"embedded": False, "licence": aist.LICENCE}
-    roots = _roots(source, folder)
-    aist.check_layout(roots, setting.apply_ignore_list)
-    return source, roots
-
-
-def _write_embedded(params: Params, folder: Path) -> None:
-    from cdcd.data.embedded.aist import write_download
-
-    embedded = params.ingest.embedded
-    write_download(
-        folder,
-        seed=params.ingest.seed,
-        songs_per_genre=embedded.songs_per_genre,
-        choreographies_per_song=embedded.choreographies_per_song,
-        video_height=embedded.video_height,
-        num_workers=params.ingest.num_workers,
-    )
-
-
-def _roots(source: dict[str, Any], raw_dir: Path) -> aist.Roots:
-    folders = [
-        None if source[f"{name}_dir"] is None else raw_dir / source[f"{name}_dir"]
-        for name in _FOLDERS
-    ]
-    annotations, videos, music = folders
-    assert annotations is not None
-    return aist.Roots(annotations, videos, music)
-
-
-def read_source(raw_dir: str | Path) -> tuple[dict[str, Any], aist.Roots]:
-    """Return `source.json` of a raw folder and the folders it names, resolved.
+def read_source(raw_dir: str | Path) -> tuple[dict[str, Any], Source]:
+    """Return `source.json` of a raw folder and the download it names.
 
     Raises:
         ValueError: it is missing, damaged, or a folder is no longer there.
@@ -142,61 +117,114 @@ def read_source(raw_dir: str | Path) -> tuple[dict[str, Any], aist.Roots]:
     raw_dir = Path(raw_dir)
     path = raw_dir / "source.json"
     try:
-        source = json.loads(path.read_text(encoding="utf-8"))
-        roots = _roots(source, raw_dir)
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        source = restore_source(facts, raw_dir)
     except FileNotFoundError:
         raise ValueError(f"{path} must exist: no such file; run `dvc repro ingest`") from None
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} must say where the data are: {error!r}; write it again with "
             "`dvc repro --force ingest`"
         ) from None
-    for folder in (roots.annotations, roots.videos, roots.music):
-        if folder is not None and not folder.is_dir():
+    for folder in source.roots.values():
+        if not folder.is_dir():
             raise ValueError(
                 f"{path} must name existing folders: {str(folder)!r} is gone; bring it back, or "
                 "mend params.yaml and run `dvc repro ingest`"
             )
-    return source, roots
+    return facts, source
 
 
-def _inspect_aist(params: Params, roots: aist.Roots) -> list[Record]:
-    setting = params.ingest.aist
-    listed = aist.list_sequences(roots.annotations, setting.apply_ignore_list)
-    tasks = [aist.Inspection(item, roots, setting.camera) for item in listed]
-    results: Iterator[Record] = ordered_map(aist.inspect_sequence, tasks, params.ingest.num_workers)
-    return list(tqdm(results, total=len(tasks), desc="ingest: checking", unit="sequence"))
+def _inspect(source: Source, num_workers: int, total: int | None) -> Iterator[Record]:
+    results = ordered_map(partial(_inspect_batch, source), _batches(source.items()), num_workers)
+    bar = tqdm(total=total, desc="ingest: checking", unit=source.unit)
+    with bar:
+        for batch in results:
+            bar.update(len(batch))
+            yield from batch
 
 
-def _summarise(records: list[Record], source: dict[str, Any]) -> dict[str, Any]:
-    used = [record for record in records if record.status == "ok"]
-    return {
-        "dataset": source["dataset"],
-        "embedded": source["embedded"],
-        "licence": source["licence"],
-        "num_listed": len(records),
-        "num_ok": len(used),
-        "num_skipped": len(records) - len(used),
-        "skipped": count_reasons(records),
-        "num_ok_by_split": {split: sum(r.split == split for r in used) for split in SPLITS},
-        "num_songs_by_split": {
-            split: len({r.song for r in used if r.split == split}) for split in SPLITS
-        },
-        "num_without_video": sum(record.facts["video"] is None for record in used),
-        "audio_sources": dict(sorted(Counter(r.facts["audio_source"] for r in used).items())),
-        "minutes": round(sum(r.facts["num_frames"] for r in used) / 60 / 60, 3),
-    }
+def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
+    items = iter(items)
+    while batch := list(islice(items, _BATCH)):
+        yield batch
 
 
-def _warn(records: list[Record]) -> None:
-    reasons = count_reasons(records)
-    if reasons:
-        _log.warning("sequences left out (manifest.jsonl says why): %s", describe_reasons(reasons))
-    used = [record for record in records if record.status == "ok"]
-    songs = {split: {r.song for r in used if r.split == split} for split in SPLITS}
-    for split in SPLITS:
-        if not songs[split]:
-            _log.warning("split %s has no usable sequence", split)
-    leaked = sorted(str(song) for song in songs["train"] & (songs["val"] | songs["test"]))
+def _inspect_batch(source: Source, items: list[Any]) -> list[Record]:
+    return [source.inspect(item) for item in items]
+
+
+class Tally:
+    """Counts records as they stream by; its memory grows with songs and classes, not records."""
+
+    def __init__(self) -> None:
+        self.num_listed = 0
+        self.num_ok: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.songs: dict[str, set[str]] = {split: set() for split in SPLITS}
+        self.labels: dict[str, set[int]] = {split: set() for split in SPLITS}
+        self.audio_sources: Counter[str] = Counter()
+        self.num_without_video = 0
+        self.num_captions = 0
+        self.seconds = 0.0
+
+    def add(self, record: Record) -> None:
+        """Count one record."""
+        self.num_listed += 1
+        if record.reason is not None:
+            self.reasons[record.reason] += 1
+            return
+        self.num_ok[record.split] += 1
+        if record.song is not None:
+            self.songs[record.split].add(record.song)
+        if record.label is not None:
+            self.labels[record.split].add(record.label)
+        facts = record.facts
+        if "audio_source" in facts:
+            self.audio_sources[facts["audio_source"]] += 1
+            self.num_without_video += facts.get("video") is None
+            self.seconds += facts["num_frames"] / facts.get("motion_rate_hz", MOTION_RATE_HZ)
+        self.num_captions += len(facts.get("captions", ()))
+
+    def enforce(self, limit: float, stage: str) -> None:
+        """Stop a stage in which too much is broken; see `enforce_share`."""
+        counted = {r: n for r, n in self.reasons.items() if r not in CHOSEN_REASONS}
+        num_broken = sum(counted.values())
+        total = num_broken + sum(self.num_ok.values())
+        enforce_share(num_broken, total, limit, stage, dict(sorted(counted.items())))
+
+    def summary(self) -> dict[str, Any]:
+        """Return the counts as plain values."""
+        num_ok = sum(self.num_ok.values())
+        found: dict[str, Any] = {
+            "num_listed": self.num_listed,
+            "num_ok": num_ok,
+            "num_skipped": self.num_listed - num_ok,
+            "skipped": dict(sorted(self.reasons.items())),
+            "num_ok_by_split": {split: self.num_ok[split] for split in SPLITS},
+        }
+        if any(self.songs.values()):
+            found["num_songs_by_split"] = {split: len(self.songs[split]) for split in SPLITS}
+        if any(self.labels.values()):
+            found["num_classes_by_split"] = {split: len(self.labels[split]) for split in SPLITS}
+        if self.audio_sources:
+            found["num_without_video"] = self.num_without_video
+            found["audio_sources"] = dict(sorted(self.audio_sources.items()))
+            found["minutes"] = round(self.seconds / 60, 3)
+        if self.num_captions:
+            found["num_captions"] = self.num_captions
+        return found
+
+
+def _warn(tally: Tally, unit: str) -> None:
+    if tally.reasons:
+        told = describe_reasons(dict(tally.reasons))
+        _log.warning("%ss left out (manifest.jsonl says why): %s", unit, told)
+    if not tally.num_ok["train"]:
+        _log.warning("split train has no usable %s", unit)
+    if not tally.num_ok["val"] and not tally.num_ok["test"]:
+        _log.warning("splits val and test have no usable %s", unit)
+    songs = tally.songs
+    leaked = sorted(songs["train"] & (songs["val"] | songs["test"]))
     if leaked:
         _log.warning("songs in train and in a held-out split: %s", ", ".join(leaked))

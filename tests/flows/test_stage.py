@@ -102,6 +102,16 @@ def test_an_unknown_dataset_is_one_line(here: Path, capsys: pytest.CaptureFixtur
     assert "--dataset must be one of datasets in params.yaml: got aits" in capsys.readouterr().err
 
 
+def test_pictures_go_as_far_as_the_shards(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = here / "params.yaml"
+    path.write_text(path.read_text().replace("datasets: [aist]", "datasets: [cub200]"))
+    assert stage.stage_main("shard", _fine, ["--dataset", "cub200"]) == 0
+    assert stage.stage_main("codec", _fine, ["--dataset", "cub200"]) == 1
+    error = capsys.readouterr().err
+    assert "codec must have dance and music so far: got the pictures of cub200" in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_ends_with_130(here: Path, root: Path, number: signal.Signals) -> None:
     code = (

@@ -3,14 +3,19 @@ import json
 import os
 import resource
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from cdcd.data.files import StorageError
+from cdcd.data.files import StorageError, sha256_file
 from cdcd.data.ingest import ingest
-from cdcd.data.manifest import read_manifest
-from cdcd.data.sharding import shard
+from cdcd.data.manifest import read_manifest, write_manifest
+from cdcd.data.sharding import plan_shards, shard
 from cdcd.data.shards import iterate_shards, read_shards_index
 from tests.cdcd.data import tiny_aist
 
@@ -85,13 +90,19 @@ def broken_copy(raw, download, tmp_path, names):
     shutil.copytree(download, tmp_path / "download")
     shutil.copytree(raw, tmp_path / "raw")
     source = json.loads((raw / "source.json").read_text())
-    source |= {
-        f"{n}_dir": str(tmp_path / "download" / n) for n in ("annotations", "music", "videos")
+    source["roots"] = {
+        n: str(tmp_path / "download" / n) for n in ("annotations", "music", "videos")
     }
     (tmp_path / "raw" / "source.json").write_text(json.dumps(source))
     for name in names:
         path = tmp_path / "download" / name
         path.write_bytes(path.read_bytes()[:2000])
+    # As if they had been broken all along, in a way that only decoding shows.
+    records = []
+    for record in read_manifest(raw / "manifest.jsonl"):
+        sums = {p: sha256_file(tmp_path / "download" / p) for p in record.sources}
+        records.append(replace(record, sources=sums))
+    write_manifest(tmp_path / "raw" / "manifest.jsonl", records)
     return tmp_path / "raw"
 
 
@@ -129,6 +140,13 @@ def test_bad_samples_among_good_ones_are_left_out_with_their_reason(raw, downloa
     assert contents(out) == before
 
 
+def only_finished_work(folder):
+    """Besides the earlier output there is the work folder, with whole files alone."""
+    names = {path.name for path in folder.iterdir()}
+    partial = [path for path in folder.rglob("*") if "partial" in path.name]
+    return names == {"shards", ".shards.work"} and not partial
+
+
 @pytest.fixture
 def small_files():
     """A disk that refuses files above 300 kB: the second shard does not fit."""
@@ -146,15 +164,17 @@ def test_a_disk_that_fills_up_leaves_the_earlier_shards(raw, shards, tmp_path):
         if len(data) < 300_000:
             (out / name).write_bytes(data)
     before = contents(out)
-    with pytest.raises(StorageError, match=r"shards must fit on its disk.*free some") as info:
+    with pytest.raises(
+        StorageError, match=r"train-000000\.tar must fit on its disk.*free some"
+    ) as info:
         shard(tiny_aist.params(None), raw, out)
     assert "\n" not in str(info.value)
     assert contents(out) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+    assert only_finished_work(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["webdataset.TarWriter.close", "cdcd.data.shards.write_json"])
-def test_a_disk_that_fills_up_at_the_very_end(raw, tmp_path, monkeypatch, place):
+def test_a_disk_that_fills_up_at_the_very_end(raw, shards, tmp_path, monkeypatch, place):
     def full(*_arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -165,6 +185,10 @@ def test_a_disk_that_fills_up_at_the_very_end(raw, tmp_path, monkeypatch, place)
     with pytest.raises(StorageError, match="no space left"):
         shard(tiny_aist.params(None), raw, out)
     assert [path.name for path in out.iterdir()] == ["kept"]
+    assert only_finished_work(tmp_path)
+    monkeypatch.undo()
+    shard(tiny_aist.params(None), raw, out)
+    assert contents(out) == contents(shards)
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
@@ -181,3 +205,137 @@ def test_six_second_segments(raw, tmp_path):
     assert {s.audio.shape for s in samples} == {(132300,)}
     assert {s.motion.shape for s in samples} == {(360, 219)}
     assert {s.meta["valid_seconds"] for s in samples} == {6.0}
+
+
+# Interrupted and continued
+
+
+def test_bytes_are_the_same_with_eight_workers(raw, shards, tmp_path):
+    shard(tiny_aist.params(None, shard__num_workers=8), raw, tmp_path / "shards")
+    assert contents(tmp_path / "shards") == contents(shards)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from cdcd.data.sharding import shard
+from tests.cdcd.data import tiny_aist
+
+if __name__ == "__main__":
+    shard(tiny_aist.params(None, shard__num_workers=2), Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("num_finished", [0, 2])
+def test_killed_at_any_moment_it_goes_on_and_ends_in_the_same_bytes(
+    raw, shards, tmp_path, num_finished
+):
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    out, work = tmp_path / "data" / "shards", tmp_path / "data" / ".shards.work"
+    process = subprocess.Popen(
+        [sys.executable, script, raw, out],
+        env=os.environ | {"PYTHONPATH": str(tiny_aist.ROOT)},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while process.poll() is None and not out.exists():
+        if len(list(work.glob(".parts/*.tar.jsonl"))) >= num_finished and work.exists():
+            break
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in work.glob("*.tar")}
+    noted = {path.name[:-6] for path in work.glob(".parts/*.tar.jsonl")}
+    shard(tiny_aist.params(None), raw, out)
+    assert contents(out) == contents(shards)
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["shards"]
+    for name in noted & set(kept):  # not written a second time
+        assert (out / name).stat().st_mtime_ns == kept[name]
+
+
+@pytest.fixture
+def stopped(raw, tmp_path, monkeypatch):
+    """A run that was stopped after all tars, before the manifest."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cdcd.data.sharding._write_manifest", stop)
+    with pytest.raises(KeyboardInterrupt):
+        shard(tiny_aist.params(None), raw, tmp_path / "shards")
+    monkeypatch.undo()
+    work = tmp_path / ".shards.work"
+    assert len(list(work.glob("*.tar"))) == 5
+    return work
+
+
+def test_a_finished_tar_that_was_damaged_is_written_again(raw, shards, stopped, tmp_path, caplog):
+    caplog.set_level("INFO", "cdcd")
+    path = stopped / "train-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    path.write_bytes(data)
+    (stopped / ".parts" / "val-000000.tar.jsonl").write_text("{")
+    (stopped / "train-000002.tar").unlink()
+    shard(tiny_aist.params(None), raw, tmp_path / "shards")
+    assert contents(tmp_path / "shards") == contents(shards)
+    assert "2 shards were finished by an earlier run and kept" in caplog.text
+
+
+def test_work_for_other_parameters_is_not_continued(raw, shards, stopped, tmp_path, caplog):
+    caplog.set_level("INFO", "cdcd")
+    shard(tiny_aist.params(None, shard__video_height=40), raw, tmp_path / "shards")
+    assert "finished by an earlier run" not in caplog.text
+    assert contents(tmp_path / "shards") != contents(shards)
+
+
+def test_killed_after_the_last_rename(raw, shards, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "cdcd")
+    out = tmp_path / "shards"
+
+    def stop(path, **_):
+        if path == out / ".parts":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("cdcd.data.sharding.shutil.rmtree", stop)
+    with pytest.raises(KeyboardInterrupt):
+        shard(tiny_aist.params(None), raw, out)
+    monkeypatch.undo()
+    shard(tiny_aist.params(None), raw, out)
+    assert "5 shards were finished by an earlier run and kept" in caplog.text
+    assert contents(out) == contents(shards)
+
+
+def test_a_source_that_changed_since_it_was_ingested(raw, download, tmp_path):
+    moved = broken_copy(raw, download, tmp_path, [])
+    wav = tmp_path / "download" / "music" / "mBR0.wav"
+    data = bytearray(wav.read_bytes())
+    data[-1] ^= 1
+    wav.write_bytes(data)
+    params = tiny_aist.params(None, shard__max_skipped_share=0.9)
+    summary = shard(params, moved, tmp_path / "shards")
+    assert summary["skipped"] == {"changed_source": 6}
+
+
+def test_the_mapper_of_the_caller_runs_the_tasks_in_any_order(raw, shards, tmp_path):
+    def backwards(function, items):
+        yield from map(function, reversed(list(items)))
+
+    shard(tiny_aist.params(None), raw, tmp_path / "shards", backwards)
+    assert contents(tmp_path / "shards") == contents(shards)
+
+
+def test_plans_hold_whole_items_and_do_not_depend_on_decoding(raw, tmp_path):
+    from cdcd.data.adapters.base import Options
+    from cdcd.data.ingest import read_source
+
+    _, source = read_source(raw)
+    tasks = list(plan_shards(source, Options(2, 30, 36, 96), raw, tmp_path, 8))
+    assert [(task.name, task.num_planned) for task in tasks] == [
+        ("train-000000.tar", 6),
+        ("train-000001.tar", 6),
+        ("train-000002.tar", 3),
+        ("val-000000.tar", 3),
+        ("test-000000.tar", 3),
+    ]

@@ -1,0 +1,128 @@
+"""One mapping for processes, tasks and a Dask cluster: the same results, retries for I/O only."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdcd.data.ingest import ingest
+from cdcd.data.parallel import ProcessMapper
+from flows import mapping, stage
+from flows.shard import shard
+from tests.cdcd.data import tiny_aist
+
+
+def double(item: int) -> int:
+    return 2 * item
+
+
+def fail(job: tuple[str, int]) -> int:
+    """Note an attempt in a file; succeed at the third one, unless the error is not of that kind."""
+    path, number = job
+    with Path(path).open("a") as file:
+        file.write("x")
+    if Path(path).stat().st_size < 3:
+        raise OSError(number, os.strerror(number))
+    return number
+
+
+def test_outside_a_flow_it_is_a_pool_of_processes() -> None:
+    mapper = mapping.make_mapper(2)
+    assert mapper == ProcessMapper(2)
+    assert sorted(mapper(double, range(7))) == [0, 2, 4, 6, 8, 10, 12]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_what_the_file_system_interrupts_is_tried_again_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    monkeypatch.setattr("cdcd.data.parallel.RETRY_SECONDS", 0.01)
+    mapper = ProcessMapper(num_workers)
+    assert list(mapper(fail, [(str(tmp_path / "io"), errno.EIO)])) == [errno.EIO]
+    for number in (errno.ENOSPC, errno.EACCES, errno.ENOENT):
+        path = tmp_path / str(number)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            list(mapper(fail, [(str(path), number)]))
+        assert path.read_text() == "x"
+
+
+def test_a_cluster_needs_dask_and_a_server_that_its_workers_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mapping.check_cluster(None)
+    mapping.check_cluster("local")
+    with pytest.raises(ValueError, match="PREFECT_API_URL is not set; start one") as info:
+        mapping.check_cluster("tcp://scheduler:8786")
+    assert "\n" not in str(info.value)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"prefect-dask is not installed; run pip install"):
+        mapping.check_cluster("local")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server for all tests below."""
+    before = os.environ.get("PREFECT_HOME")
+    os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(PREFECT_API_URL.value())
+    if before is None:
+        del os.environ["PREFECT_HOME"]
+    else:
+        os.environ["PREFECT_HOME"] = before
+
+
+def test_inside_a_flow_every_item_is_a_task_with_the_same_retries(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapping, "RETRY_SECONDS", 0.01)
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+
+    found: dict[str, Any] = {}
+
+    @flow
+    def mapped() -> None:
+        mapper = mapping.make_mapper(2)
+        assert isinstance(mapper, mapping.PrefectMapper)
+        found["doubled"] = list(mapper(double, range(5)))
+        found["io"] = list(mapper(fail, [(str(tmp_path / "io"), errno.EIO)]))
+        with pytest.raises(OSError, match="No space"):
+            list(mapper(fail, [(str(tmp_path / "full"), errno.ENOSPC)]))
+
+    mapped()
+    assert found == {"doubled": [0, 2, 4, 6, 8], "io": [errno.EIO]}
+    assert (tmp_path / "full").read_text() == "x"
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs()
+    assert sum(run.name == "double" for run in runs) == 5
+
+
+@pytest.mark.parametrize("cluster", [None, "local"])
+def test_the_shard_stage_gives_the_same_bytes_as_tasks_and_on_a_dask_cluster(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str | None
+) -> None:
+    from cdcd.data.sharding import shard as plain
+
+    params = tiny_aist.params(None, shard__num_workers=2, shard__cluster=cluster)
+    raw = tmp_path / "data" / "raw" / "aist"
+    ingest(tiny_aist.params(tiny_aist.shared()), "aist", raw)
+    plain(tiny_aist.params(None), raw, tmp_path / "expected")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CDCD_TRACKING", "off")
+    monkeypatch.setenv("PREFECT_API_URL", server)
+    monkeypatch.setattr(stage, "load_params", lambda: params)
+    stage.run_stage("shard", shard, "aist")
+    made = tmp_path / "data" / "shards" / "aist"
+    names = sorted(path.name for path in (tmp_path / "expected").iterdir())
+    assert sorted(path.name for path in made.iterdir()) == names
+    for name in names:
+        assert (made / name).read_bytes() == (tmp_path / "expected" / name).read_bytes(), name

@@ -26,9 +26,9 @@ from cdcd.data.batches import (
     read_features,
     read_pairs,
 )
-from cdcd.data.cache import write_split
+from cdcd.data.cache import list_splits, write_split
 from cdcd.data.files import atomic_directory, write_json
-from cdcd.data.samples import GENRES, MOTION_RATE_HZ
+from cdcd.data.samples import GENRES
 from cdcd.diffusion.contrast import Contrast
 from cdcd.diffusion.sampler import SamplerConfig
 from cdcd.diffusion.schedule import Schedule, make_schedule
@@ -58,6 +58,11 @@ def make_spec(params: Params, pairs: PairedSplit) -> ModelSpec:
     """The network's shape, from the parameters and from what was cached."""
     p, features = params.train, pairs.features
     conditioner, denoiser = p.conditioner, p.denoiser
+    if conditioner.use_genre and bool((features.genres < 0).any()):
+        raise ValueError(
+            "train.conditioner.use_genre must be false where clips have no genre: got true; "
+            "this dataset has no genre labels"
+        )
     return ModelSpec(
         num_codes=int(pairs.info["num_codes"]),
         num_steps=p.diffusion.num_steps,
@@ -74,7 +79,7 @@ def make_spec(params: Params, pairs: PairedSplit) -> ModelSpec:
         encoder_depth=conditioner.depth,
         encoders_frozen=conditioner.frozen,
         motion_dim=int(features.motion.shape[2]) if conditioner.use_motion else None,
-        motion_rate_hz=float(MOTION_RATE_HZ),
+        motion_rate_hz=float(features.info["motion_rate_hz"]),
         motion_frames=int(features.motion.shape[1]),
         video_dim=int(features.video.shape[2]) if conditioner.use_video else None,
         video_rate_hz=float(features.info["video_rate_hz"]),
@@ -178,7 +183,10 @@ def train_model(
     p, device = params.train, pick_device()
     tracker = tracker or NullTracker()
     pairs = read_pairs(tokens_dir, features_dir, "train")
-    held_out = read_pairs(tokens_dir, features_dir, "val")
+    # TikTok publishes no val split: nothing is then watched, and test stays unseen.
+    held_out = None
+    if "val" in list_splits(tokens_dir):
+        held_out = read_pairs(tokens_dir, features_dir, "val")
     spec = make_spec(params, pairs)
     schedule = make_train_schedule(params, spec.num_codes)
     objective = make_objective(params, schedule, pairs)
@@ -221,11 +229,14 @@ def train_model(
         tracker.log_metrics(metrics, step)
 
     def validate(ema: ConditionalDenoiser) -> dict[str, float]:
+        if held_out is None:
+            return {}
         bits = _bits(ema, held_out, schedule, autocast, num_draws=min(8, spec.num_steps))
         return {"val_bits_per_token": float(np.mean(bits))}
 
     def preview(step: int, ema: ConditionalDenoiser) -> None:
-        _preview(params, ema, held_out, schedule, codec_dir, tracker, step)
+        if held_out is not None:
+            _preview(params, ema, held_out, schedule, codec_dir, tracker, step)
 
     def save(step: int) -> None:
         run_id = tracker.run_id

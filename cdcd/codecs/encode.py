@@ -14,9 +14,9 @@ import torch
 
 from cdcd.codecs.base import Codec
 from cdcd.codecs.store import load_codec, read_facts
-from cdcd.data.cache import write_split
+from cdcd.data.cache import OpenSplit, new_split
 from cdcd.data.files import atomic_directory, write_json
-from cdcd.data.samples import SPLITS, Sample
+from cdcd.data.samples import SPLITS, Sample, genre_label
 from cdcd.data.shards import iterate_shards, read_shards_index
 
 if TYPE_CHECKING:
@@ -63,10 +63,12 @@ def encode_dataset(
     used = torch.zeros(codec.num_codes, dtype=torch.bool)
     with atomic_directory(out_dir) as folder:
         for split, num_clips in count_clips(shards_dir).items():
-            arrays, info = _encode_split(params, codec, device, shards_dir, split, num_clips)
             counts[split] = num_clips
-            write_split(folder, split, arrays, info | common)
-            used[torch.from_numpy(arrays["tokens"]).flatten().long()] = True
+            layout = _layout(params, codec, num_clips)
+            with new_split(folder, split, layout) as opened:
+                opened.info.update(common)
+                for tokens in _encode_split(params, codec, device, shards_dir, opened, split):
+                    used[torch.from_numpy(tokens).flatten().long()] = True
         summary = {
             "num_clips": counts,
             "num_tokens_per_clip": params.shard.segment_seconds * codec.sample_rate_hz // codec.hop,
@@ -129,47 +131,61 @@ def shuffle_waveform(
     )
 
 
+def _layout(
+    params: Params, codec: Codec, num_clips: int
+) -> dict[str, tuple[tuple[int, ...], type[np.int32]]]:
+    """Shape and dtype of the arrays of a split."""
+    length = params.shard.segment_seconds * codec.sample_rate_hz // codec.hop
+    layout: dict[str, tuple[tuple[int, ...], type[np.int32]]] = {
+        "tokens": ((num_clips, length), np.int32)
+    }
+    num_negatives = params.encode.num_waveform_negatives
+    if num_negatives:
+        layout["intra"] = ((num_clips, num_negatives, length), np.int32)
+    return layout
+
+
 def _encode_split(
     params: Params,
     codec: Codec,
     device: torch.device,
     shards_dir: Path,
+    opened: OpenSplit,
     split: str,
-    num_clips: int,
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> Iterator[np.ndarray]:
+    """Fill the arrays and labels of a split and yield the tokens of each batch."""
     from tqdm import tqdm
 
-    num_negatives = params.encode.num_waveform_negatives
-    rows: list[tuple[str, int, str, str, np.ndarray, np.ndarray | None]] = []
+    arrays, num_negatives = opened.arrays, params.encode.num_waveform_negatives
     samples = tqdm(
         iterate_shards(shards_dir, split),
         desc=f"encode {split}",
         unit="clip",
-        total=num_clips,
+        total=len(arrays["tokens"]),
         mininterval=1.0,
     )
+    labels: dict[str, list[Any]] = {"keys": [], "genres": [], "songs": [], "sequences": []}
     for batch in _batched(samples, params.encode.batch_size):
         tokens = _tokens(codec, np.stack([sample.audio for sample in batch]), device)
         for sample, own in zip(batch, tokens, strict=True):
-            intra = None
+            row = len(labels["keys"])
+            if own.shape != arrays["tokens"].shape[1:]:
+                raise ValueError(
+                    f"{sample.key} must have {arrays['tokens'].shape[1]} tokens for "
+                    f"shard.segment_seconds: got {len(own)}; run the shard stage again"
+                )
+            arrays["tokens"][row] = own
             if num_negatives:
                 shuffled = shuffle_waveform(
                     sample.audio, sample.key, num_negatives, params.encode.num_chunks
                 )
-                intra = _tokens(codec, shuffled, device)
-            meta = sample.meta
-            rows.append((sample.key, meta["genre"], meta["song"], meta["sequence"], own, intra))
-    rows.sort(key=lambda row: row[0])
-    info = {
-        "keys": [row[0] for row in rows],
-        "genres": [int(row[1]) for row in rows],
-        "songs": [row[2] for row in rows],
-        "sequences": [row[3] for row in rows],
-    }
-    arrays = {"tokens": np.stack([row[4] for row in rows])}
-    if num_negatives:
-        arrays["intra"] = np.stack([row[5] for row in rows if row[5] is not None])
-    return arrays, info
+                arrays["intra"][row] = _tokens(codec, shuffled, device)
+            labels["keys"].append(sample.key)
+            labels["genres"].append(genre_label(sample.meta))
+            labels["songs"].append(sample.meta["song"])
+            labels["sequences"].append(sample.meta["sequence"])
+        yield tokens
+    opened.info.update(labels)
 
 
 def _tokens(codec: Codec, audio: np.ndarray, device: torch.device) -> np.ndarray:

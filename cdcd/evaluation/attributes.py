@@ -38,8 +38,10 @@ class AttributeNet(nn.Module):
                 nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
                 nn.BatchNorm2d(outputs),
                 nn.ReLU(inplace=True),
-                nn.MaxPool2d(2),
             ]
+            # Things are counted on an 8 x 8 map: on a coarser one neighbours melt together.
+            if outputs != inputs:
+                layers.append(nn.MaxPool2d(2))
             inputs = outputs
         self.body = nn.Sequential(*layers)
         # Mean and maximum: a count is a sum over the picture, a colour may be a small spot.

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from cdcd.config import Params
 from cdcd.data.samples import Sample
-from cdcd.data.shards import iterate_shards, read_shards_index
+from cdcd.data.shards import is_embedded, iterate_shards, read_shards_index
 from cdcd.evaluation import controls, facts, genre, report, scoring, tables
 from cdcd.evaluation.features import GenreFeatures
 from cdcd.evaluation.listening import Clip, Heard, Listen, check_denoise, listeners
@@ -137,7 +137,9 @@ def evaluate(
             "config": facts.config(params, scores, sets, counts),
             "versions": facts.versions() | facts.hashes(params, model_dir, codec_dir),
             "comparable_to_paper": False,
-            "comparable_to_paper_why": facts.why_not(params, dataset),
+            "comparable_to_paper_why": facts.why_not(
+                params, dataset, is_embedded=is_embedded(shards_dir)
+            ),
             "warnings": warnings,
         }
     )
@@ -170,6 +172,8 @@ def _database(
     try:
         if known is None:
             raise genre.GenreError("the shards hold no train split to retrieve from; shard one")
+        if not any(originals.genres.values()) and not known.genres:
+            raise genre.GenreError("this dataset has no genre labels, and none are made up")
         features = {key: one for key, one in known.features.items() if not isinstance(one, str)}
         database = genre.Database.build(features, known.genres, known.songs)
     except genre.GenreError as error:

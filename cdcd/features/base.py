@@ -83,3 +83,18 @@ def check_identity(expected: Mapping[str, Any], found: Mapping[str, Any], where:
             f"{where}: all features of a run must come from one extractor: got {told}; "
             "run featurize and train again, or restore the parameters"
         )
+
+
+PROVIDED = "provided"
+"""Name of features that came with a download in place of its videos."""
+
+
+def provided_identity(dim: int, rate_hz: float) -> dict[str, Any]:
+    """Identity of features that came with a download; how they were computed is not known."""
+    return {
+        "name": PROVIDED,
+        "version": "1",
+        "weights_sha256": None,
+        "dim": dim,
+        "rate_hz": rate_hz,
+    }

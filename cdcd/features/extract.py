@@ -6,14 +6,22 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdcd.features import pose
-from cdcd.features.base import FeatureError, VideoFeature, check_identity
+from cdcd.data.samples import MOTIONS, SMPL, MotionKind, Sample, genre_label
+from cdcd.features.base import (
+    PROVIDED,
+    FeatureError,
+    VideoFeature,
+    check_identity,
+    provided_identity,
+)
+from cdcd.features.cells import Cells
 from cdcd.features.video import MotionEnergy
 
 if TYPE_CHECKING:
@@ -24,7 +32,6 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 STATS = "stats.safetensors"
 WEIGHTS_VARIABLE = "CDCD_I3D_WEIGHTS"
-MOTION_IDENTITY = {"name": "smpl_219", "version": "1", "dim": pose.DIM, "rate_hz": pose.RATE_HZ}
 _MIN_STD = 1e-4  # a channel that never changes is left as it is, not blown up
 
 
@@ -38,12 +45,21 @@ def feature_from_params(params: Params) -> VideoFeature:
     match chosen.video:
         case "motion_energy":
             return MotionEnergy(chosen.grid, shard.video_fps, shard.video_height)
+        case "cells":
+            frames = shard.video_fps * shard.segment_seconds
+            return Cells(shard.video_fps, frames, shard.video_height)
         case "i3d":
             from cdcd.features.i3d import I3D
 
             assert chosen.i3d_weights is not None, "config.py requires it for i3d"
             frames = shard.video_fps * shard.segment_seconds
-            return I3D(chosen.i3d_weights, shard.video_fps, frames, frame_height=shard.video_height)
+            return I3D(
+                chosen.i3d_weights,
+                shard.video_fps,
+                frames,
+                is_pooled=chosen.i3d_output == "segment",
+                frame_height=shard.video_height,
+            )
 
 
 def make_video_feature(
@@ -63,6 +79,10 @@ def make_video_feature(
     match identity.get("name"):
         case "motion_energy":
             feature = MotionEnergy(identity["grid"], identity["rate_hz"], identity["frame_height"])
+        case "cells":
+            feature = Cells(
+                identity["frames_hz"], identity["window_frames"], identity["frame_height"]
+            )
         case "i3d":
             from cdcd.features.i3d import I3D
 
@@ -79,9 +99,15 @@ def make_video_feature(
                 is_pooled=identity["is_pooled"],
                 frame_height=identity["frame_height"],
             )
+        case "provided":
+            raise FeatureError(
+                "a model trained on features that came with its dataset cannot see a video: how "
+                "they were computed is not published; train on videos, or give features of the "
+                "same kind as a dataset"
+            )
         case other:
             raise FeatureError(
-                f"a video feature must be motion_energy or i3d: got {other!r}; "
+                f"a video feature must be motion_energy, cells or i3d: got {other!r}; "
                 "train again with this version"
             )
     check_identity(feature.identity(), identity, "the stored model or features")
@@ -114,13 +140,14 @@ def stream_video_features(
 def featurize(params: Params, shards_dir: str | Path, out_dir: str | Path) -> dict[str, Any]:
     """Compute the features of every segment and replace `out_dir` when all are done.
 
-    Writes `{train,val,test}.safetensors` with `motion` float32 `[n, 60 * seconds, 219]`,
+    Writes `{train,val,test}.safetensors` with `motion` float32 `[n, rate * seconds, dim]`,
     `has_motion` uint8 `[n]`, `video` float32 `[n, s, dim]`, `has_video` uint8 `[n]` (zeros where a
     segment lacks the modality), their JSON, and `stats.safetensors` with mean and standard
     deviation per channel over the train split.
 
     Args:
-        params: `featurize` and `shard` are used.
+        params: `featurize` and `shard` are used. Shards that hold features in place of videos
+            keep them, whatever `featurize.video` says.
         shards_dir: folder of the shard stage.
         out_dir: replaced as a whole.
 
@@ -130,30 +157,36 @@ def featurize(params: Params, shards_dir: str | Path, out_dir: str | Path) -> di
     Raises:
         ValueError: a shard is damaged, weights are missing, or a segment has another length.
     """
-    from cdcd.data.cache import write_split
+    from cdcd.data.cache import new_split
     from cdcd.data.files import atomic_directory
     from cdcd.data.shards import read_shards_index
 
-    feature = feature_from_params(params)
     seconds = params.shard.segment_seconds
     shards_dir, out_dir = Path(shards_dir), Path(out_dir)
     counts = dict.fromkeys(SPLITS, 0)
     for shard in read_shards_index(shards_dir):
         counts[shard["split"]] += shard["count"]
+    layout = _layout(params, shards_dir, counts)
     facts = {
         "segment_seconds": seconds,
-        "video_feature": feature.identity(),
-        "video_rate_hz": feature.rate_hz,
-        "motion_feature": MOTION_IDENTITY,
-        "motion_rate_hz": pose.RATE_HZ,
+        "video_feature": layout.identity,
+        "video_rate_hz": layout.identity["rate_hz"],
+        "motion_feature": layout.motion.identity(),
+        "motion_rate_hz": float(layout.motion.rate_hz),
     }
-    summary: dict[str, Any] = {"video_feature": feature.name, "dim": feature.dim, "splits": {}}
+    summary: dict[str, Any] = {
+        "video_feature": layout.identity["name"],
+        "dim": layout.identity["dim"],
+        "splits": {},
+    }
     with atomic_directory(out_dir) as folder:
         for split in SPLITS:
-            arrays, labels = _split_features(params, feature, shards_dir, split, counts[split])
-            write_split(folder, split, arrays, {**labels, **facts})
-            if split == "train":
-                _write_stats(folder / STATS, arrays)
+            with new_split(folder, split, layout.arrays(counts[split], seconds)) as opened:
+                arrays = opened.arrays
+                labels = _fill(params, layout, shards_dir, split, arrays)
+                opened.info.update(labels | facts)
+                if split == "train":
+                    _write_stats(folder / STATS, arrays)
             summary["splits"][split] = {
                 "segments": counts[split],
                 "with_motion": int(arrays["has_motion"].sum()),
@@ -163,50 +196,120 @@ def featurize(params: Params, shards_dir: str | Path, out_dir: str | Path) -> di
     return summary
 
 
-def _split_features(
-    params: Params, feature: VideoFeature, shards_dir: Path, split: str, count: int
-) -> tuple[dict[str, np.ndarray], dict[str, list[Any]]]:
+@dataclass(frozen=True)
+class _Layout:
+    """What the rows of all splits look like.
+
+    Attributes:
+        motion: kind of the motion.
+        identity: of the video feature.
+        num_steps: rows of the video feature per segment.
+    """
+
+    motion: MotionKind
+    identity: dict[str, Any]
+    num_steps: int
+
+    def arrays(self, count: int, seconds: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of the arrays of a split of `count` segments."""
+        motion = (count, self.motion.rate_hz * seconds, self.motion.dim)
+        return {
+            "motion": (motion, np.float32),
+            "has_motion": ((count,), np.uint8),
+            "video": ((count, self.num_steps, self.identity["dim"]), np.float32),
+            "has_video": ((count,), np.uint8),
+        }
+
+    @property
+    def is_provided(self) -> bool:
+        return bool(self.identity["name"] == PROVIDED)
+
+
+def _layout(params: Params, shards_dir: Path, counts: Mapping[str, int]) -> _Layout:
+    """Look at the first samples with motion and with pictures; the others are checked later."""
+    from cdcd.data.shards import iterate_shards
+
+    seconds = params.shard.segment_seconds
+    kinds = {kind.dim: kind for kind in MOTIONS.values()}
+    motion: MotionKind | None = None
+    provided: np.ndarray | None = None
+    is_seen = False
+    for split in (split for split in SPLITS if counts[split]):
+        for sample in iterate_shards(shards_dir, split, verify=False):
+            if motion is None and sample.motion is not None:
+                motion = kinds[sample.motion.shape[1]]
+            if not is_seen and (sample.video is not None or sample.video_feature is not None):
+                provided, is_seen = sample.video_feature, True
+            if motion is not None and is_seen:
+                break
+        else:
+            continue
+        break
+    if provided is not None:
+        rows, dim = provided.shape
+        return _Layout(motion or SMPL, provided_identity(dim, rows / seconds), rows)
+    feature = feature_from_params(params)
+    num_steps = feature.num_steps(params.shard.video_fps * seconds)
+    return _Layout(motion or SMPL, feature.identity(), num_steps)
+
+
+def _fill(
+    params: Params,
+    layout: _Layout,
+    shards_dir: Path,
+    split: str,
+    arrays: Mapping[str, np.ndarray],
+) -> dict[str, list[Any]]:
+    """Fill the arrays of a split, zero until now, and return its labels."""
     from tqdm import tqdm
 
     from cdcd.data.parallel import ordered_map
     from cdcd.data.shards import iterate_shards
 
-    seconds = params.shard.segment_seconds
-    num_steps = feature.num_steps(params.shard.video_fps * seconds)
-    arrays: dict[str, np.ndarray] = {
-        "motion": np.zeros((count, round(pose.RATE_HZ * seconds), pose.DIM), np.float32),
-        "has_motion": np.zeros(count, np.uint8),
-        "video": np.zeros((count, num_steps, feature.dim), np.float32),
-        "has_video": np.zeros(count, np.uint8),
-    }
+    count = len(arrays["has_motion"])
     labels: dict[str, list[Any]] = {"keys": [], "genres": [], "songs": [], "sequences": []}
     if count == 0:
-        return arrays, labels
+        return labels
     waiting: deque[int] = deque()  # rows whose clip is in a worker
 
     def clips() -> Iterator[tuple[str, bytes]]:
         for row, sample in enumerate(iterate_shards(shards_dir, split)):
+            _check_kind(sample, layout)
             labels["keys"].append(sample.key)
-            labels["genres"].append(sample.meta.get("genre", -1))
+            labels["genres"].append(genre_label(sample.meta))
             labels["songs"].append(sample.meta.get("song"))
             labels["sequences"].append(sample.meta.get("sequence"))
             if sample.motion is not None:
                 _put(arrays["motion"], row, sample.motion, f"{sample.key}: motion")
                 arrays["has_motion"][row] = 1
+            if sample.video_feature is not None:
+                _put(arrays["video"], row, sample.video_feature, f"{sample.key}: video features")
+                arrays["has_video"][row] = 1
             if sample.video is not None:
                 waiting.append(row)
                 yield sample.key, sample.video
             else:
                 bar.update()
 
-    compute = partial(_clip_features, feature.identity(), params.featurize.i3d_weights)
+    compute = partial(_clip_features, layout.identity, params.featurize.i3d_weights)
     with tqdm(total=count, desc=f"featurize {split}", unit="clip") as bar:
         for key, steps in ordered_map(compute, clips(), params.featurize.num_workers):
             row = waiting.popleft()
             _put(arrays["video"], row, steps, f"{key}: video features")
             arrays["has_video"][row] = 1
             bar.update()
-    return arrays, labels
+    return labels
+
+
+def _check_kind(sample: Sample, layout: _Layout) -> None:
+    """Refuse to mix features that came with the data and features computed here."""
+    has_other = sample.video if layout.is_provided else sample.video_feature
+    if has_other is not None:
+        raise FeatureError(
+            f"all segments must have features of one extractor: {sample.key} has "
+            f"{'a video' if layout.is_provided else 'features of its own'}, others have "
+            f"{'features of their own' if layout.is_provided else 'videos'}; shard one kind alone"
+        )
 
 
 def _put(rows: np.ndarray, row: int, values: np.ndarray, what: str) -> None:

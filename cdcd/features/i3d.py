@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdcd.features.base import FeatureError
+from cdcd.features.cells import spread
 
 _CROP = 224
 _TIME_STRIDE = 8
@@ -189,13 +190,14 @@ class I3D:
         frames_hz: rate of the frames; the network was trained at 25.
         window_frames: frames seen together; windows do not overlap, so a stream equals the whole.
             Equal to a segment's frames, a long video gives what its segments would.
-        is_pooled: one vector per window, the mean over its time steps, instead of one per 8 frames.
+        is_pooled: one vector of 2048 numbers per window instead of 1024 per 8 frames: mean and
+            maximum over the time steps of 64 frames spread evenly over the window. Published
+            features of this size join an RGB and a flow network; this needs no flow.
         device: of the network.
     """
 
     name = "i3d"
-    version = "1"
-    dim = 1024
+    version = "2"
 
     def __init__(
         self,
@@ -216,22 +218,27 @@ class I3D:
         self.is_pooled = is_pooled
         self.frames_hz = float(frames_hz)
         self.frame_height = frame_height
+        self.dim = 2048 if is_pooled else 1024
         steps = 1 if is_pooled else math.ceil(window_frames / _TIME_STRIDE)
         self.rate_hz = self.frames_hz * steps / window_frames
 
     def __call__(self, frames: Iterator[np.ndarray]) -> np.ndarray:
-        """Frames uint8 `[h, w, 3]` RGB at `frames_hz` to float32 `[s, 1024]`."""
+        """Frames uint8 `[h, w, 3]` RGB at `frames_hz` to float32 `[s, dim]`."""
         rows = list(self.stream(frames))
         return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
 
     def stream(self, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """The rows of `__call__` one by one; one window of frames is held at a time."""
         frames = iter(frames)
-        while window := [prepare(frame) for frame in islice(frames, self.window_frames)]:
-            clip = torch.stack(window, dim=1)[None].to(self._device)  # b c t h w
+        while window := list(islice(frames, self.window_frames)):
+            sampled = spread(window) if self.is_pooled else window
+            clip = torch.stack([prepare(f) for f in sampled], dim=1)[None]  # b c t h w
             with torch.inference_mode():
-                steps = self._model(clip)[0].float().cpu().numpy()
-            yield from steps.mean(axis=0, keepdims=True) if self.is_pooled else steps
+                steps = self._model(clip.to(self._device))[0].float().cpu().numpy()
+            if self.is_pooled:
+                yield np.concatenate([steps.mean(axis=0), steps.max(axis=0)])
+            else:
+                yield from steps
 
     def num_steps(self, num_frames: int) -> int:
         """Of whole windows and the shorter last one."""

@@ -17,8 +17,8 @@ def squares(num, seed):
 
 
 def test_colours_and_counts_are_read_back_on_held_out_pictures():
-    pictures, labels = squares(480, 0)
-    model = fit_classifier(pictures, labels, num_epochs=8)
+    pictures, labels = squares(1000, 0)
+    model = fit_classifier(pictures, labels, num_epochs=8, width=16)
     accuracy = model.accuracy(*squares(150, 1))
     assert min(accuracy.values()) > 0.95
     shuffled = {

@@ -12,7 +12,7 @@ import torch
 
 from cdcd.data.cache import write_split
 from cdcd.data.samples import Sample
-from cdcd.data.shards import ShardWriter, encode_sample
+from cdcd.data.shards import write_shards
 from cdcd.evaluation.evaluate import evaluate
 from cdcd.evaluation.systems import GeneratedError, read_generated
 
@@ -42,18 +42,18 @@ def write_inputs(folder: Path, num_train: int = 12, num_test: int = 12) -> dict[
     for name in ("shards", "codec", "model"):
         paths[f"{name}_dir"].mkdir(parents=True)
     originals = {}
-    with ShardWriter(paths["shards_dir"], 8) as writer:
-        for split, count in (("train", num_train), ("val", 3), ("test", num_test)):
-            for i in range(count):
-                genre, song = SONGS[i % len(SONGS)]
-                start = 0.05 + 0.37 * ((i * 7) % 10) / 10
-                audio = music(genre, start, i)
-                key = f"{split}{i:03d}"
-                meta = {"genre": genre, "song": f"{song}{split}", "bpm": GENRES[genre][0]}
-                sample = Sample(key, split, audio, None, None, meta)
-                writer.write(key, split, encode_sample(sample))
-                if split == "test":
-                    originals[key] = audio
+    samples = []
+    for split, count in (("train", num_train), ("val", 3), ("test", num_test)):
+        for i in range(count):
+            genre, song = SONGS[i % len(SONGS)]
+            start = 0.05 + 0.37 * ((i * 7) % 10) / 10
+            audio = music(genre, start, i)
+            key = f"{split}{i:03d}"
+            meta = {"genre": genre, "song": f"{song}{split}", "bpm": GENRES[genre][0]}
+            samples.append(Sample(key, split, audio, None, None, meta))
+            if split == "test":
+                originals[key] = audio
+    write_shards(paths["shards_dir"], samples, 8)
     keys = sorted(originals)
     tokens = np.stack([np.round(originals[k][:44032] * 32767) for k in keys]).astype(np.int32)
     write_split(paths["tokens_dir"], "test", {"tokens": tokens}, {"keys": keys})

@@ -26,7 +26,7 @@ def test_an_extractor_comes_back_from_its_identity() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "optical"}, "motion_energy or i3d: got 'optical'"),
+        ({"name": "optical"}, "motion_energy, cells or i3d: got 'optical'"),
         ({"version": "0"}, "version '0' instead of '1'"),
     ],
 )

@@ -30,6 +30,7 @@ def params(**featurize_changes: Any) -> Params:
         "video": "motion_energy",
         "grid": 4,
         "i3d_weights": None,
+        "i3d_output": "steps",
         "num_workers": 1,
         **featurize_changes,
     }
@@ -172,3 +173,35 @@ def test_other_weights_than_stored_are_an_error() -> None:
     identity = {**feature_from_params(params()).identity(), "dim": 3}
     with pytest.raises(FeatureError, match="dim 3 instead of"):
         make_video_feature(identity)
+
+
+def with_features(key: str, split: str, dim: int = 6) -> Sample:
+    plain = sample(key, split, has_video=False)
+    motion = np.full((30 * SECONDS, 75), 0.5, np.float32)
+    meta = {name: value for name, value in plain.meta.items() if name != "genre"}
+    feature = np.full((1, dim), float(key[-1]), np.float32)
+    return Sample(key, split, plain.audio, motion, None, meta, video_feature=feature)
+
+
+def test_features_of_the_download_and_key_points_go_their_own_way(tmp_path: Path) -> None:
+    samples = [with_features(f"t{i}", split) for i, split in enumerate(["train", "train", "test"])]
+    write_shards(tmp_path / "shards", samples)
+    summary = featurize(params(), tmp_path / "shards", tmp_path / "features")
+    assert summary["video_feature"] == "provided"
+    train = read_split(tmp_path / "features", "train")
+    assert train.arrays["motion"].shape == (2, 30 * SECONDS, 75)
+    assert train.arrays["video"][:, 0, 0].tolist() == [0.0, 1.0]
+    assert train.info["motion_rate_hz"] == 30.0
+    assert train.info["video_rate_hz"] == 1 / SECONDS
+    assert train.info["genres"] == [-1, -1]  # no genre is made up
+    with pytest.raises(FeatureError, match="cannot see a video"):
+        make_video_feature(train.info["video_feature"])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_features_of_two_extractors_are_never_mixed(tmp_path: Path, order: int) -> None:
+    keys = ["a1", "b2"][::order]
+    write_shards(tmp_path / "s", [with_features(keys[0], "train"), sample(keys[1], "train")])
+    with pytest.raises(FeatureError, match="must have features of one extractor"):
+        featurize(params(), tmp_path / "s", tmp_path / "features")
+    assert not (tmp_path / "features").exists()

@@ -212,11 +212,14 @@ def test_a_stream_has_the_declared_rate_and_equals_its_windows(
     np.testing.assert_allclose(feature(iter(clip[:9])), rows[:2], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(feature(iter(clip[9:])), rows[2:], rtol=1e-4, atol=1e-5)
 
+    # 64 frames take long here; which frames are taken has a test of its own (test_cells.py).
+    monkeypatch.setattr("cdcd.features.i3d.spread", lambda window: window)
     pooled = I3D(weights, frames_hz=30, window_frames=9, is_pooled=True)
     assert pooled.rate_hz == pytest.approx(30 / 9)
-    means = pooled(iter(clip))
-    assert means.shape == (pooled.num_steps(12), 1024) == (2, 1024)
-    np.testing.assert_allclose(means[0], rows[:2].mean(axis=0), rtol=1e-4, atol=1e-5)
+    whole = pooled(iter(clip))
+    assert whole.shape == (pooled.num_steps(12), pooled.dim) == (2, 2048)
+    np.testing.assert_allclose(whole[0, :1024], rows[:2].mean(axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(whole[0, 1024:], rows[:2].max(axis=0), rtol=1e-4, atol=1e-5)
 
 
 def test_it_comes_back_from_its_identity_with_the_same_weights_only(

@@ -1,4 +1,4 @@
-"""The `cdcd` command: `generate` music for a video, `doctor`, `presets`.
+"""The `cdcd` command: `generate` music for a video, `ingest --check`, `doctor`, `presets`.
 
 Everything heavy is imported by the subcommand that needs it, so `cdcd --help` answers at once.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 EPILOG = """examples:
   cdcd generate --video dance.mp4 --out with_music.mp4
   cdcd generate --video dance.mp4 --out music.wav --seed 3 --model models:/cdcd-dance2music@champion
+  cdcd ingest --check downloads/aist --dataset aist
   cdcd presets apply aist/demo paper
 """
 
@@ -60,6 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--truncation", type=float, help="kept probability mass, 0 to 1 (default: the model's)"
     )
     generate.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+    ingest = commands.add_parser(
+        "ingest", help="look at a download: what is there, what is missing, where to get it"
+    )
+    ingest.add_argument(
+        "--check", required=True, type=Path, metavar="DIR", help="folder; nothing in it is changed"
+    )
+    ingest.add_argument("--dataset", required=True, help="aist, tiktok, cub200, coco or imagenet")
 
     commands.add_parser("doctor", help="what is installed, what will run where, what is missing")
 
@@ -123,6 +132,20 @@ def _generate(chosen: argparse.Namespace) -> None:
     _write(f"{chosen.out}: {summary['duration_seconds']:.2f} s of music, seed {chosen.seed}")
 
 
+def _check(chosen: argparse.Namespace) -> int:
+    from cdcd.data.adapters import check_download
+
+    findings = check_download(chosen.dataset, chosen.check)
+    for finding in findings:
+        _write(f"{'ok     ' if finding.is_fine else 'MISSING'} {finding.text}")
+    num_missing = sum(not finding.is_fine for finding in findings)
+    if num_missing:
+        _write(f"{chosen.check}: {num_missing} of {len(findings)} parts need attention")
+        return 1
+    _write(f"{chosen.check}: complete as far as a look at its files can tell")
+    return 0
+
+
 def _presets(chosen: argparse.Namespace) -> None:
     from cdcd import presets
 
@@ -144,6 +167,8 @@ def run(chosen: argparse.Namespace) -> int:
     match chosen.command:
         case "generate":
             _generate(chosen)
+        case "ingest":
+            return _check(chosen)
         case "doctor":
             from cdcd.doctor import report
 

@@ -227,7 +227,7 @@ def decode_audio(
         most = math.inf if max_seconds is None else max_seconds * rate
         if stated is not None and stated * rate > most:
             raise _too_long(path, float(stated), max_seconds)
-        resampler = av.AudioResampler(format="fltp")
+        resampler, kind = None, None
         for frame in _decoded(container, stream):
             if frame.sample_rate != rate:
                 raise MediaError(
@@ -236,8 +236,14 @@ def decode_audio(
                     "unreadable",
                 )
             time = None if frame.pts is None else float(frame.pts * frame.time_base)
-            for planar in resampler.resample(frame):
-                piece = planar.to_ndarray().mean(axis=0, dtype=np.float32)
+            if (frame.format.name, frame.layout.name) != kind:
+                # Packed, because PyAV reads beyond its eight planes where there are more channels.
+                resampler = av.AudioResampler(format="flt")
+                kind = (frame.format.name, frame.layout.name)
+            assert resampler is not None
+            for packed in resampler.resample(frame):
+                channels = packed.to_ndarray().reshape(-1, packed.layout.nb_channels)
+                piece = channels.mean(axis=1, dtype=np.float32)
                 if start is None:
                     start = time or 0.0
                 elif time is not None:
@@ -522,6 +528,13 @@ def _facts(path: str | Path) -> _Facts:
 def _scan(path: str, size: int, _changed: int) -> _Facts:
     with _opened(path) as container:
         video, audio = _best_streams(container)
+        for stream in (video, audio):
+            if stream is not None and stream.codec_context is None:
+                raise MediaError(
+                    f"{path}: must be in a known codec: its {stream.type} stream is not; convert "
+                    "it to mp4 or wav",
+                    "unreadable",
+                )
         if video is None and audio is None:
             raise MediaError(
                 f"{path}: must hold a video or sound stream: got neither; give another file",
@@ -600,9 +613,12 @@ def _scan(path: str, size: int, _changed: int) -> _Facts:
         codec = video.codec_context.name
         index, start = video.index, float(first * base)
         audio_index = audio.index if audio is not None else -1
+        frame = _wound_back(container, video, first)
 
-    with _opened(path) as container:
-        frame = next(_decoded(container, container.streams[index]), None)
+    if frame is None:
+        # Raw streams and some damaged files cannot be wound back.
+        with _opened(path) as container:
+            frame = next(_decoded(container, container.streams[index]), None)
     if frame is None:
         raise _no_frames(path)
     rotation = round(frame.rotation / 90) * 90 % 360
@@ -626,6 +642,17 @@ def _scan(path: str, size: int, _changed: int) -> _Facts:
     return _Facts(
         info, index, audio_index, base, first, last, len(shown), has_time_stamps, is_plain, codec
     )
+
+
+def _wound_back(container: Any, video: Any, first: int) -> Any:
+    """Return the first frame of a container that was read to its end, None where that fails."""
+    import av
+
+    try:
+        container.seek(first, stream=video)
+    except av.error.FFmpegError:
+        return None
+    return next(_decoded(container, video), None)
 
 
 def _best_streams(container: Any) -> tuple[Any, Any]:

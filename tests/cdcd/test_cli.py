@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from cdcd import cli, tasks
 from cdcd.data.files import atomic_path
+from tests.cdcd.data import tiny_pictures, tiny_tiktok
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -194,3 +196,193 @@ def test_a_terminated_command_leaves_nothing_behind(
     assert capsys.readouterr().err == "cdcd: terminated\n"
     assert list(out.parent.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+# ingest --check
+
+
+def _aist(root: Path) -> None:
+    names = {"train": "gBR_sBM_cAll_d04_mBR0_ch01", "val": "gHO_sBM_cAll_d20_mHO5_ch01"}
+    names["test"] = names["val"].replace("ch01", "ch02")
+    for folder in ("annotations/motions", "annotations/splits", "music", "videos"):
+        (root / folder).mkdir(parents=True)
+    for split, name in names.items():
+        (root / "annotations/motions" / f"{name}.pkl").write_bytes(b"a motion")
+        (root / "annotations/splits" / f"crossmodal_{split}.txt").write_text(name)
+    (root / "annotations/ignore_list.txt").write_text("")
+    (root / "music/mBR0.wav").write_bytes(b"a song")
+    (root / "videos/gBR_sBM_c01_d04_mBR0_ch01.mp4").write_bytes(b"a video")
+
+
+def _tiktok(root: Path) -> None:
+    shutil.copytree(tiny_tiktok.shared(), root, dirs_exist_ok=True)
+
+
+def _cub200(root: Path) -> None:
+    tiny_pictures.write_cub(root)
+
+
+def _coco(root: Path) -> None:
+    tiny_pictures.write_coco(root)
+    name = f"COCO_train2014_{tiny_pictures.COCO_MISSING:012d}.jpg"
+    tiny_pictures.write_picture(root / "train2014" / name, (32, 24))
+
+
+def _imagenet(root: Path) -> None:
+    for wnid in ("n01440764", "n01443537"):
+        tiny_pictures.write_picture(root / "train" / wnid / f"{wnid}_1.JPEG", (32, 24))
+        tiny_pictures.write_picture(root / "val" / wnid / f"val_{wnid}.JPEG", (32, 24))
+
+
+DOWNLOADS = {
+    "aist": _aist,
+    "tiktok": _tiktok,
+    "cub200": _cub200,
+    "coco": _coco,
+    "imagenet": _imagenet,
+}
+
+
+def _official_counts_are(monkeypatch: pytest.MonkeyPatch, dataset: str) -> None:
+    """Pictures are counted against the publisher's numbers; here the tiny ones are official."""
+    from cdcd.data.adapters import coco, cub200, imagenet
+
+    match dataset:
+        case "cub200":
+            monkeypatch.setattr(cub200, "NUM_IMAGES", 12)
+            monkeypatch.setattr(cub200, "NUM_CLASSES", 4)
+            monkeypatch.setattr(cub200, "STACKGAN_ITEMS", {"train": 7, "test": 6})
+            monkeypatch.setattr(cub200, "OFFICIAL_ITEMS", {"train": 8, "test": 4})
+        case "coco":
+            monkeypatch.setattr(coco, "NUM_IMAGES", {"train": 5, "val": 1})
+            monkeypatch.setattr(coco, "NUM_CAPTIONS", {"train": 19, "val": 6})
+        case "imagenet":
+            monkeypatch.setattr(imagenet, "NUM_PICTURES", {"train": 2, "val": 2})
+            monkeypatch.setattr(imagenet, "NUM_CLASSES", 2)
+            monkeypatch.setattr(imagenet, "VAL_PER_CLASS", 1)
+
+
+def _state(root: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(path): (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in [root, *sorted(root.rglob("*"))]
+    }
+
+
+def _complete(monkeypatch: pytest.MonkeyPatch, dataset: str, root: Path) -> None:
+    DOWNLOADS[dataset](root)
+    _official_counts_are(monkeypatch, dataset)
+
+
+@pytest.mark.parametrize("dataset", DOWNLOADS)
+def test_check_of_a_complete_download_exits_with_0(
+    dataset: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = tmp_path / "download"
+    _complete(monkeypatch, dataset, root)
+    before = _state(root)
+    code = cli.main(["ingest", "--check", str(root), "--dataset", dataset])
+    captured = capsys.readouterr()
+    assert code == 0, captured.out
+    *lines, last = captured.out.splitlines()
+    assert lines
+    assert all(line.startswith("ok      ") for line in lines)
+    assert last == f"{root}: complete as far as a look at its files can tell"
+    assert captured.err == ""
+    assert _state(root) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["download"]
+
+
+BROKEN = {
+    "aist": ("annotations/motions", "unzip motions.zip from google.github.io/aistplusplus_dataset"),
+    "tiktok": ("videos", "fetch the videos from the links in the annotation file"),
+    "cub200": ("text", "unpack the birds metadata archive of StackGAN / DF-GAN"),
+    "coco": ("val2014", "unzip val2014.zip of cocodataset.org"),
+    "imagenet": ("val", "ILSVRC2012_img_val.tar"),
+}
+"""A folder that is gone, and what must be said of where to get it."""
+
+
+@pytest.mark.parametrize("dataset", DOWNLOADS)
+def test_check_of_a_broken_download_exits_with_1_and_says_where_to_get_it(
+    dataset: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = tmp_path / "download"
+    _complete(monkeypatch, dataset, root)
+    gone, words = BROKEN[dataset]
+    shutil.rmtree(root / gone)
+    before = _state(root)
+    assert cli.main(["ingest", "--check", str(root), "--dataset", dataset]) == 1
+    captured = capsys.readouterr()
+    *lines, last = captured.out.splitlines()
+    missing = [line for line in lines if line.startswith("MISSING ")]
+    assert any(words in line for line in missing), captured.out
+    assert all(line.startswith(("ok      ", "MISSING ")) for line in lines)
+    assert last == f"{root}: {len(missing)} of {len(lines)} parts need attention"
+    assert captured.err == ""
+    assert _state(root) == before
+
+
+@pytest.mark.parametrize("dataset", DOWNLOADS)
+def test_check_of_an_empty_folder_is_no_crash(
+    dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "empty"
+    root.mkdir()
+    assert cli.main(["ingest", "--check", str(root), "--dataset", dataset]) == 1
+    captured = capsys.readouterr()
+    assert "MISSING" in captured.out
+    assert captured.err == ""
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "dataset", "words"),
+    [
+        ("there", "mnist", "datasets must name a known dataset: got 'mnist'; use aist, tiktok"),
+        ("there", "Aist", "datasets must name a known dataset: got 'Aist'"),
+        ("not there", "aist", "--check must name a folder: got '"),
+        ("a file", "coco", "--check must name a folder: got '"),
+    ],
+)
+def test_check_of_what_is_no_folder_or_dataset_is_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    folder: str,
+    dataset: str,
+    words: str,
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "a file").touch()
+    arguments = ["ingest", "--check", str(tmp_path / folder), "--dataset", dataset]
+    assert cli.main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"cdcd: {words}")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("arguments", ["--check x", "--dataset aist", ""])
+def test_check_needs_a_folder_and_a_dataset(
+    capsys: pytest.CaptureFixture[str], arguments: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["ingest", *arguments.split()])
+    assert end.value.code == 2
+    assert "required" in capsys.readouterr().err
+
+
+def test_the_readme_shows_the_check_as_it_is(root: Path) -> None:
+    for path in ("README.md", "docs/data.md"):
+        text = (root / path).read_text(encoding="utf-8")
+        assert "cdcd ingest --check" in text
+        assert "where to get it" in text
+    chosen = cli.build_parser().parse_args("ingest --check downloads/aist --dataset aist".split())
+    assert (chosen.check, chosen.dataset) == (Path("downloads/aist"), "aist")
+    assert "cdcd ingest --check downloads/aist --dataset aist" in cli.EPILOG

@@ -663,3 +663,174 @@ def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
     (tmp_path / "o.wav").mkdir()
     with pytest.raises(MediaError, match=r"o.wav: must be a file to write: it is a folder"):
         media.write_wav(tmp_path / "o.wav", np.zeros(100, np.float32), RATE)
+
+
+# How long, and when
+
+
+def test_sound_may_last_exactly_as_long_as_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    media.write_wav(path, tone(2.0), RATE)
+    assert len(media.decode_audio(path, max_seconds=2.0)) == 2 * RATE
+    assert len(media.decode_audio(path, max_seconds=None)) == 2 * RATE
+    told = r"a\.wav: the sound must last at most 1\.9 s: it has 2\.0 s or more; cut it"
+    with pytest.raises(MediaError, match=told) as caught:
+        media.decode_audio(path, max_seconds=1.9)
+    assert caught.value.reason == "too_long"
+    assert "\n" not in str(caught.value)
+
+
+def test_too_much_sound_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_video(tmp_path / "a.mp4", num_frames=90, audio=tone(3.0, 48000))
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("nothing must be decoded")
+
+    media.probe(path)  # decodes one frame; what it found is kept
+    monkeypatch.setattr(media, "_decoded", refuse)
+    with pytest.raises(MediaError, match="at most 2 s: it has 3.0 s"):
+        media.decode_audio(path, max_seconds=2)
+
+
+@pytest.mark.parametrize("seconds", [4.0, 0.5])
+def test_sound_of_unstated_length_is_refused_on_the_way(tmp_path: Path, seconds: float) -> None:
+    # A bare ADTS stream says nowhere how long it is.
+    path = tmp_path / "a.aac"
+    rate = 48000
+    with av.open(str(path), "w", format="adts") as out:
+        stream: Any = out.add_stream("aac", rate=rate, layout="mono")
+        samples = np.ascontiguousarray(tone(seconds, rate)[None])
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        frame.sample_rate = rate
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    if seconds < 2:
+        assert len(media.decode_audio(path, max_seconds=2)) == pytest.approx(
+            seconds * RATE, abs=0.1 * RATE
+        )
+        return
+    with pytest.raises(MediaError) as caught:
+        media.decode_audio(path, max_seconds=2)
+    assert caught.value.reason == "too_long"
+    pulled = float(str(caught.value).rpartition(" s or more")[0].rpartition(" ")[2])
+    assert 2 <= pulled <= 4.1
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_the_limit_is_in_seconds_of_the_file_not_of_the_result(tmp_path: Path, rate: int) -> None:
+    path = tmp_path / "a.wav"
+    media.write_wav(path, tone(1.0, rate), rate)
+    assert len(media.decode_audio(path, max_seconds=1.0)) == pytest.approx(RATE, abs=1)
+    with pytest.raises(MediaError, match="at most 0.9 s"):
+        media.decode_audio(path, max_seconds=0.9)
+
+
+def test_a_gap_in_the_sound_counts_before_it_is_filled(tmp_path: Path) -> None:
+    path = make_gap(tmp_path / "gap.mkv", seconds=3600)
+    with pytest.raises(MediaError) as caught:
+        media.decode_audio(path, max_seconds=60)
+    assert caught.value.reason == "too_long"
+    short = make_gap(tmp_path / "short.mkv", seconds=2)
+    heard = media.decode_audio(short, max_seconds=60)
+    assert len(heard) / RATE == pytest.approx(3.0, abs=0.1)
+    assert np.abs(heard[int(1.0 * RATE) : int(1.9 * RATE)]).max() < 0.05
+
+
+def make_gap(path: Path, seconds: int) -> Path:
+    """Half a second of sound, nothing until `seconds` later, half a second of it again."""
+    rate = 16000
+    with av.open(str(path), "w") as out:
+        stream: Any = out.add_stream("pcm_s16le", rate=rate, layout="mono")
+        for start in (0.0, 0.5 + seconds):
+            samples = np.rint(tone(0.5, rate) * 32767).astype(np.int16)[None]
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
+            frame.pts = round(start * rate)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+def test_silence_before_a_late_sound_counts(tmp_path: Path) -> None:
+    # The pictures begin at 0, the sound an hour later: aligning would fill the hour.
+    path = tmp_path / "late.mkv"
+    plain = make_video(tmp_path / "plain.mp4", audio=tone(1.0, 48000))
+    with av.open(str(plain)) as source, av.open(str(path), "w") as out:
+        pairs = {s.index: out.add_stream_from_template(s) for s in source.streams}
+        for packet in source.demux():
+            if packet.dts is None:
+                continue
+            if packet.stream.type == "audio":
+                packet.pts += round(3600 / packet.time_base)
+                packet.dts += round(3600 / packet.time_base)
+            packet.stream = pairs[packet.stream.index]
+            out.mux(packet)
+    with pytest.raises(MediaError) as caught:
+        media.decode_audio(path, max_seconds=60)
+    assert caught.value.reason == "too_long"
+    assert len(media.decode_audio(path, align_to_video=False, max_seconds=60)) < 2 * RATE
+
+
+@pytest.mark.parametrize("fps", [24, 30, 60, Fraction(30000, 1001), Fraction(670000, 22333)])
+def test_frame_times_are_those_of_a_constant_rate(tmp_path: Path, fps: Fraction | int) -> None:
+    path = make_video(tmp_path / "a.mp4", num_frames=20, fps=fps)
+    times = media.frame_times(path)
+    assert (times.dtype, times.shape) == (np.float64, (20,))
+    np.testing.assert_allclose(times, np.arange(20) / float(fps), atol=1e-4)
+    assert times[0] == 0
+
+
+def test_frame_times_of_a_variable_rate_are_in_order_of_showing(tmp_path: Path) -> None:
+    stamps = [0, 100, 150, 700, 710, 1000]
+    path = make_video(tmp_path / "v.mp4", 6, stamps=stamps, time_base=Fraction(1, 1000))
+    np.testing.assert_allclose(media.frame_times(path), np.array(stamps) / 1000, atol=1e-3)
+    # x264 stores frames in another order than they are shown in.
+    mixed = tmp_path / "b.mp4"
+    with av.open(str(mixed), "w") as out:
+        stream: Any = out.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        stream.options = {"bf": "3", "b-pyramid": "normal", "preset": "medium"}
+        for index in range(24):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(index), format="rgb24")))
+        out.mux(stream.encode(None))
+    with av.open(str(mixed)) as container:
+        stored = [p.pts for p in container.demux(video=0) if p.size]
+    assert stored != sorted(stored)
+    np.testing.assert_allclose(media.frame_times(mixed), np.arange(24) / 30, atol=1e-4)
+
+
+def test_frame_times_start_with_the_first_frame_that_is_shown(tmp_path: Path) -> None:
+    late = make_video(tmp_path / "l.mp4", audio=tone(1.5, 48000), video_delay=3)
+    np.testing.assert_allclose(media.frame_times(late), np.arange(30) / 30, atol=1e-3)
+    cut = make_video(tmp_path / "e.mp4", shift=13)
+    np.testing.assert_allclose(media.frame_times(cut), np.arange(17) / 30, atol=1e-3)
+
+
+def test_frame_times_of_streams_without_stamps_are_evenly_spaced(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "raw.h264", num_frames=20, fps=25)
+    times = media.frame_times(path)
+    np.testing.assert_allclose(np.diff(times), 0.04, atol=3e-3)
+    assert len(times) == pytest.approx(20, abs=1)
+
+
+def test_frame_times_need_a_video(tmp_path: Path) -> None:
+    media.write_wav(tmp_path / "a.wav", tone(0.5), RATE)
+    with pytest.raises(MediaError, match="must have a video stream: got sound only") as caught:
+        media.frame_times(tmp_path / "a.wav")
+    assert caught.value.reason == "no_video_stream"
+    (tmp_path / "x.mp4").write_bytes(b"no video")
+    with pytest.raises(MediaError):
+        media.frame_times(tmp_path / "x.mp4")
+
+
+@pytest.mark.parametrize("name", ["cdcd_motivation_gt.mp4", "cdcd_tiktok1.mp4"])
+def test_frame_times_of_real_clips(real_data: Path, name: str) -> None:
+    path = real_data / "clips" / name
+    info, times = media.probe(path), media.frame_times(path)
+    assert info.video is not None
+    assert times[0] == 0
+    assert (np.diff(times) > 0).all()
+    assert len(times) == info.video.num_frames
+    assert times[-1] == pytest.approx(info.duration_seconds - 1 / info.video.fps, abs=0.02)

@@ -44,7 +44,15 @@ from cdcd.data.adapters.dance import (
 )
 from cdcd.data.files import sha256_file
 from cdcd.data.manifest import Record, SkipItem
-from cdcd.data.samples import GENRES, MOTION_RATE_HZ, SAMPLE_RATE_HZ, SMPL, SPLITS, Sample
+from cdcd.data.samples import (
+    GENRES,
+    MOTION_RATE_HZ,
+    SAMPLE_RATE_HZ,
+    SMPL,
+    SPLITS,
+    Sample,
+    safe_key,
+)
 
 if TYPE_CHECKING:
     from cdcd.config import AistSource
@@ -65,7 +73,9 @@ LICENCE = (
 )
 
 SHORT_LICENCE = "annotations CC BY 4.0; video and music: AIST Database terms of use"
-_NAME = re.compile(r"g([A-Z]{2})_(s[A-Z]{2})_(cAll|c0[1-9])_(d\d\d)_m([A-Z]{2})(\d)_(ch\d\d)")
+_NAME = re.compile(
+    r"g([A-Z]{2})_(s[A-Z]{2})_(cAll|c0[1-9])_(d[0-9]{2})_m([A-Z]{2})([0-9])_(ch[0-9]{2})"
+)
 _SITUATION = re.compile(r"(?:^|_)(s[A-Z]{2})(?:_|$)")
 
 
@@ -146,8 +156,12 @@ def parse_name(name: str) -> Name:
 
 
 def read_names(path: Path) -> list[str]:
-    """Read a list with one name per line: blanks, CRLF and blank lines do not matter."""
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    """Read a list with one name per line: blanks, CRLF and blank lines do not matter.
+
+    Raises:
+        SkipItem: unreadable_file.
+    """
+    lines = read_bytes(path).decode("utf-8-sig", errors="replace").splitlines()
     return [stripped for line in lines if (stripped := line.strip())]
 
 
@@ -292,10 +306,9 @@ def load_motion(path: Path) -> Motion:
     except pickles.CorruptPickleError as error:
         raise SkipItem("corrupt_motion", f"{path.name}: {error}") from None
     try:
-        poses = np.asarray(tree["smpl_poses"], dtype=np.float32)
-        trans = np.asarray(tree["smpl_trans"], dtype=np.float32)
-        scaling = float(np.asarray(tree["smpl_scaling"], dtype=np.float32).reshape(()))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        poses, trans = _array(tree, "smpl_poses"), _array(tree, "smpl_trans")
+        scaling = float(_array(tree, "smpl_scaling").reshape(()))
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise SkipItem(
             "corrupt_motion",
             f"a motion must hold smpl_poses, smpl_trans and one smpl_scaling: {error!r}",
@@ -309,7 +322,9 @@ def load_motion(path: Path) -> Motion:
             "smpl_poses must be (n, 72) or (n, 24, 3) and smpl_trans (n, 3): got "
             f"{list(poses.shape)} and {list(trans.shape)}",
         )
-    bad = ~(np.isfinite(poses).all(axis=1) & np.isfinite(trans).all(axis=1))
+    with np.errstate(all="ignore"):
+        places = trans / np.float32(scaling)
+    bad = ~(np.isfinite(poses).all(axis=1) & np.isfinite(places).all(axis=1))
     if bad.any() or not np.isfinite(scaling) or scaling <= 0:
         raise SkipItem(
             "nonfinite_motion",
@@ -317,6 +332,15 @@ def load_motion(path: Path) -> Motion:
             f"{num_frames} frames are not, smpl_scaling is {scaling}",
         )
     return Motion(poses, trans, scaling)
+
+
+def _array(tree: Any, name: str) -> NDArray[np.float32]:
+    """Return an array of a motion; lists are refused, which shared parts could blow up."""
+    value = tree[name]
+    if not isinstance(value, np.ndarray | np.number | float | int):
+        raise TypeError(f"{name} is a {type(value).__name__}")
+    with np.errstate(over="ignore"):
+        return np.asarray(value, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -339,7 +363,7 @@ def inspect_sequence(task: Inspection) -> Record:
         name = parse_name(listed.name)
     except AistNameError as error:
         return Record(
-            key=listed.name,
+            key=safe_key(listed.name),
             split=listed.split,
             status="skipped",
             reason=error.reason,
@@ -430,7 +454,7 @@ def _find_video(roots: Roots, name: Name, camera: str, num_frames: int) -> str |
     if roots.videos is None or (name.sequence, camera) in UNSYNCHRONISED:
         return None
     path = f"videos/{name.with_camera(camera)}.mp4"
-    if not roots.resolve(path).is_file():
+    if not is_file(roots.resolve(path)):
         return None
     try:
         info = media.probe(roots.resolve(path))
@@ -453,7 +477,7 @@ def _find_audio(roots: Roots, name: Name, camera: str, num_frames: int) -> tuple
         wavs += [(f"music/{stem}.wav", "sequence_wav") for stem in dict.fromkeys(own)]
     for path, kind in wavs:
         file = roots.resolve(path)
-        if not file.is_file():
+        if not is_file(file):
             continue
         try:
             info = media.probe(file)
@@ -469,7 +493,7 @@ def _find_audio(roots: Roots, name: Name, camera: str, num_frames: int) -> tuple
         for other in (camera, *(item for item in CAMERAS if item != camera)):
             path = f"videos/{name.with_camera(other)}.mp4"
             file = roots.resolve(path)
-            if not file.is_file() or (name.sequence, other) in UNSYNCHRONISED:
+            if not is_file(file) or (name.sequence, other) in UNSYNCHRONISED:
                 continue
             try:
                 info = media.probe(file)
@@ -653,6 +677,13 @@ def open_source(setting: AistSource, roots: Roots) -> Aist:
     """
     roots = Roots(find_annotations(roots.annotations), roots.videos, roots.music)
     check_layout(roots, setting.apply_ignore_list)
+    try:
+        list_sequences(roots.annotations, setting.apply_ignore_list)
+    except SkipItem as error:
+        raise ValueError(
+            f"ingest.aist.annotations_dir must hold readable lists: {error.detail}; mend its "
+            "rights or copy it again"
+        ) from None
     named = {"annotations": roots.annotations, "videos": roots.videos, "music": roots.music}
     return Aist(
         roots={name: folder for name, folder in named.items() if folder is not None},

@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,14 @@ import numpy as np
 
 from cdcd.config import Cub200Source
 from cdcd.data import pickles
-from cdcd.data.adapters.base import Expected, Finding, is_file, read_bytes, sha256_bytes
+from cdcd.data.adapters.base import (
+    Expected,
+    Finding,
+    is_file,
+    read_bytes,
+    read_through,
+    sha256_bytes,
+)
 from cdcd.data.adapters.pictures import Item, PictureSource, decode_text
 from cdcd.data.manifest import SkipItem
 from cdcd.data.samples import safe_key
@@ -237,7 +245,13 @@ class Cub200(PictureSource):
         encoded = {number.encode(): name for number, name in names.items()}
         present: defaultdict[bytes, list[str]] = defaultdict(list)
         num_damaged = 0
-        with self._below(self.settings["attributes"]).open("rb") as file:
+        path = self._below(self.settings["attributes"])
+        try:
+            file = read_through(partial(Path.open, mode="rb"), path)
+        except SkipItem as error:
+            _log.warning("pictures get no attributes: %s", error.detail)
+            return {}
+        with file:
             for line in file:
                 # Some lines of the published file have columns too many behind these three.
                 columns = line.split(None, 3)

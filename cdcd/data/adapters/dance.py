@@ -17,6 +17,8 @@ from cdcd.data.manifest import SkipItem
 from cdcd.data.samples import MOTION_RATE_HZ, SAMPLE_RATE_HZ
 
 PEAK = 0.95
+SILENCE = 1e-6
+"""Sound below this peak (-120 dB of full scale) is left as it is."""
 UNIT_SECONDS = 2
 TOLERANCE_FRAMES = 6
 MAX_SONG_SECONDS = 600.0
@@ -88,7 +90,7 @@ def _decoded_song(path: Path, _mtime: int, _size: int) -> tuple[NDArray[np.float
     if not np.isfinite(audio).all():
         raise SkipItem("unreadable_audio", f"{path.name} decodes to numbers that are not finite")
     peak = float(np.abs(audio).max(initial=0.0))
-    gain = PEAK / peak if peak > 0 else 1.0
+    gain = PEAK / peak if peak > SILENCE else 1.0
     return (audio * np.float32(gain)).astype(np.float32), gain
 
 

@@ -857,8 +857,15 @@ class _Renderer:
     def __call__(self, frame: Any) -> np.ndarray:
         if self._pixels is None or frame is not self._frame:
             width, height = self._size
+            # Averaging is what a smaller picture needs, and costs half of the cubic filter.
+            is_smaller = width * height < frame.width * frame.height
             scaled = self._reformatter.reformat(
-                frame, width, height, "rgb24", interpolation="BICUBIC", threads=1
+                frame,
+                width,
+                height,
+                "rgb24",
+                interpolation="AREA" if is_smaller else "BICUBIC",
+                threads=1,
             )
             pixels = scaled.to_ndarray()
             self._pixels = np.ascontiguousarray(np.rot90(pixels, self._turns))

@@ -94,7 +94,7 @@ def make_train_schedule(params: Params, num_codes: int) -> Schedule:
 
 
 def make_objective(params: Params, schedule: Schedule, pairs: PairedSplit) -> Objective:
-    """The loss of a training run; inter-negatives are drawn from `pairs`, the train split."""
+    """The loss of a training run on `pairs`, the train split."""
     p = params.train
     contrast = None
     if p.contrast.mode != "off" and p.contrast.weight > 0:
@@ -107,7 +107,6 @@ def make_objective(params: Params, schedule: Schedule, pairs: PairedSplit) -> Ob
                 f"train.contrast.num_negatives must not exceed the waveform negatives in the "
                 f"tokens: got {p.contrast.num_negatives} for {have}; run `dvc repro encode`"
             )
-    tokens = torch.from_numpy(np.asarray(pairs.tokens).astype(np.int64))
     return Objective(
         schedule=schedule,
         contrast=contrast,
@@ -122,7 +121,6 @@ def make_objective(params: Params, schedule: Schedule, pairs: PairedSplit) -> Ob
         drop_motion=p.drop_motion,
         drop_video=p.drop_video,
         drop_all=p.drop_all,
-        pool=(tokens.to(pick_device()), pairs.labels.to(pick_device())),
     )
 
 
@@ -190,6 +188,8 @@ def train_model(
     spec = make_spec(params, pairs)
     schedule = make_train_schedule(params, spec.num_codes)
     objective = make_objective(params, schedule, pairs)
+    if objective.contrast is not None and objective.negatives == "inter":
+        pairs = pairs.with_inter_negatives(p.seed, p.contrast.num_negatives)
     torch.manual_seed(p.seed)
     model = ConditionalDenoiser(spec)
     _standardise(model, pairs.features)

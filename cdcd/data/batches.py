@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cdcd.data.cache import read_split, release
+from cdcd.data.negatives import NegativePool
 from cdcd.models.conditioner import ConditionInputs
 from cdcd.training.objective import Batch
 
@@ -87,6 +88,7 @@ class PairedSplit:
         waveform_negatives: int32 [n, N, l], where they were stored.
         labels: class of each clip for inter-negatives, int64 [n].
         info: facts written beside the tokens.
+        inter_rows: rows of each clip's inter-negatives, int64 [n, N], where they were drawn.
     """
 
     features: FeatureSplit
@@ -94,10 +96,26 @@ class PairedSplit:
     waveform_negatives: np.ndarray | None
     labels: Tensor
     info: dict[str, Any]
+    inter_rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of clips."""
         return len(self.features)
+
+    def with_inter_negatives(self, seed: int, num: int) -> PairedSplit:
+        """Draw `num` distinct clips of another class for each, the same for a seed and a key.
+
+        Raises:
+            ValueError: there are too few of another class.
+        """
+        keys = self.features.keys
+        pool = NegativePool(keys, self.labels.tolist())
+        places = {key: row for row, key in enumerate(keys)}
+        drawn = [
+            [places[other] for other in pool.draw(seed, key, label, num)]
+            for key, label in zip(keys, self.labels.tolist(), strict=True)
+        ]
+        return replace(self, inter_rows=np.array(drawn, dtype=np.int64).reshape(len(keys), num))
 
     @property
     def _mapped(self) -> list[np.ndarray]:
@@ -120,12 +138,16 @@ class PairedSplit:
         def take(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array[rows].astype(np.int64)).to(device)
 
-        stored = self.waveform_negatives
+        stored, inter = self.waveform_negatives, None
+        if self.inter_rows is not None:
+            others = np.asarray(self.tokens[self.inter_rows[rows]], dtype=np.int64)
+            inter = torch.from_numpy(others).to(device)
         return Batch(
             take(self.tokens),
             self.features.inputs(rows, device),
             self.labels[torch.from_numpy(rows)].to(device),
             None if stored is None else take(stored),
+            inter,
         )
 
 

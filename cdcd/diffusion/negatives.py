@@ -1,6 +1,7 @@
-"""Negative token sequences: shuffled chunks of the sample, or samples of another class.
+"""Negative token sequences of the sample itself: its chunks in another order.
 
-Both builders share one signature: tokens int64 [b, l] in, negatives int64 [b, n, l] out.
+Tokens int64 [b, l] in, negatives int64 [b, n, l] out. Those of other samples are chosen with the
+data (`cdcd.data.negatives`), because which ones depends on keys and classes.
 """
 
 from __future__ import annotations
@@ -61,31 +62,3 @@ def shuffled_chunks(
     slot = torch.searchsorted(new_starts.contiguous(), position, right=True) - 1
     source = borders[order.gather(1, slot)] + position - new_starts.gather(1, slot)
     return z_0[:, None].expand(b, num_negatives, l).gather(2, source.view(b, num_negatives, l))
-
-
-def other_class_indices(
-    labels: Tensor, pool_labels: Tensor, num_negatives: int, generator: torch.Generator
-) -> Tensor:
-    """Inter-sample negatives: pool entries whose label differs from the sample's, int64 [b, n].
-
-    Entries are distinct within a row while the pool has enough of them.
-
-    Args:
-        labels: the samples' classes, int64 [b].
-        pool_labels: classes of the whole pool, int64 [m].
-        num_negatives: n.
-        generator: source of the draws.
-
-    Raises:
-        ValueError: some class has no entry of another class in the pool.
-    """
-    allowed = (labels[:, None] != pool_labels[None]).float()
-    available = int(allowed.sum(1).min()) if len(pool_labels) else 0
-    if available == 0:
-        raise ValueError(
-            "train.contrast.negatives: inter needs samples of at least two classes: got one; "
-            "use intra or add data"
-        )
-    return torch.multinomial(
-        allowed, num_negatives, replacement=available < num_negatives, generator=generator
-    )

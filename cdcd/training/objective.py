@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cdcd.diffusion.contrast import Contrast
 from cdcd.diffusion.losses import Adaptive, LossTerms, combine, row_weights
-from cdcd.diffusion.negatives import other_class_indices, shuffled_chunks
+from cdcd.diffusion.negatives import shuffled_chunks
 from cdcd.diffusion.process import Noised, noise
 from cdcd.diffusion.schedule import Schedule
 from cdcd.diffusion.timesteps import StepSampler
@@ -31,12 +31,14 @@ class Batch:
         inputs: the condition features.
         labels: class of each clip (genre, or song where there is none), int64 [b].
         waveform_negatives: tokens of shuffled waveforms, int64 [b, n, l], where they were stored.
+        inter_negatives: tokens of clips of another class, int64 [b, n, l], where they are used.
     """
 
     z_0: Tensor
     inputs: ConditionInputs
     labels: Tensor
     waveform_negatives: Tensor | None = None
+    inter_negatives: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,6 @@ class Objective:
             more matrix product.
         drop_motion: probability that a clip trains without its motion; likewise `drop_video`.
         drop_all: probability that it trains without any condition.
-        pool: tokens [m, l] and labels [m] that inter-negatives are drawn from.
     """
 
     schedule: Schedule
@@ -74,7 +75,6 @@ class Objective:
     drop_motion: float
     drop_video: float
     drop_all: float
-    pool: tuple[Tensor, Tensor]
 
     def __call__(
         self,
@@ -141,9 +141,8 @@ class Objective:
     def draw_negatives(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """N negative token sequences a clip, int64 [b, n, l]."""
         if self.negatives == "inter":
-            tokens, labels = self.pool
-            index = other_class_indices(batch.labels, labels, self.num_negatives, generator)
-            return tokens[index]
+            assert batch.inter_negatives is not None, "the batches draw them"
+            return batch.inter_negatives
         if self.intra_unit == "waveform":
             stored = batch.waveform_negatives
             assert stored is not None, "config requires stored waveform negatives"

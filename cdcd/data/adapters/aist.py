@@ -272,16 +272,24 @@ def list_sequences(annotations: Path, apply_ignore_list: bool) -> list[Listed]:
     """
     ignored = set()
     if apply_ignore_list:
-        ignored = set(read_names(annotations / "ignore_list.txt"))
+        ignored = {_sequence(name) for name in read_names(annotations / "ignore_list.txt")}
     first_split: dict[str, str] = {}
     listed = []
     for split in reversed(SPLITS):
         for line in read_names(annotations / "splits" / f"crossmodal_{split}.txt"):
-            name = PurePosixPath(line).stem
+            name = _sequence(line)
             earlier = first_split.get(name)
             first_split.setdefault(name, split)
             listed.append(Listed(name, split, name in ignored, earlier))
     return sorted(listed, key=lambda item: (item.name, item.duplicate_of is not None, item.split))
+
+
+def _sequence(line: str) -> str:
+    """Return the sequence that a line names, by annotation or by video; other names as they are."""
+    try:
+        return parse_name(line).sequence
+    except AistNameError:
+        return PurePosixPath(line).stem
 
 
 @dataclass(frozen=True)
@@ -696,7 +704,17 @@ def open_source(setting: AistSource, roots: Roots) -> Aist:
 
 
 def check(root: Path) -> list[Finding]:
-    """Say what of AIST++ lies in a folder or below it, and where the rest is to be had."""
+    """Say what of AIST++ lies in a folder or below it, and where the rest is to be had.
+
+    Never raises: what is wrong with the folder is a finding too.
+    """
+    try:
+        return _check(root)
+    except (SkipItem, ValueError, OSError) as error:
+        return [Finding(False, f"{root}: cannot be looked at: {error}; mend its rights")]
+
+
+def _check(root: Path) -> list[Finding]:
     from cdcd.data.adapters.clips import check_clips
 
     found = check_clips("aist", root)

@@ -202,9 +202,7 @@ def test_a_broken_item_costs_itself_alone(run, tmp_path):
     ingest(params(run.dataset, copy), run.dataset, tmp_path / "raw")
     found = read_manifest(tmp_path / "raw" / "manifest.jsonl")
     assert [record.key for record in found] == [record.key for record in run.records]
-    changed = [
-        (one, other) for one, other in zip(run.records, found, strict=True) if one != other
-    ]
+    changed = [(one, other) for one, other in zip(run.records, found, strict=True) if one != other]
     ((one, other),) = changed
     assert (one.status, other.status) == ("ok", "skipped")
     assert other.reason
@@ -223,7 +221,7 @@ def test_samples_say_what_they_were_made_of(run):
         for path, checksum in record.sources.items():
             root, _, below = path.partition("/")
             assert root in roots
-            assert not os.path.isabs(below)
+            assert not Path(below).is_absolute()
             assert ".." not in below.split("/")
             file = next(p for p in (run.download / path, run.download / below) if p.exists())
             if file.is_file():

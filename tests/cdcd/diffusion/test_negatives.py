@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdcd.diffusion.negatives import derangements, other_class_indices, shuffled_chunks
+from cdcd.diffusion.negatives import derangements, shuffled_chunks
 
 
 @settings(max_examples=30, deadline=None)
@@ -34,15 +34,3 @@ def test_each_sample_has_its_own_order():
 def test_too_many_chunks():
     with pytest.raises(ValueError, match="num_chunks must lie between 2 and the token length 6"):
         shuffled_chunks(torch.zeros(1, 6).long(), 1, 7, torch.Generator())
-
-
-def test_inter_negatives_are_of_another_class():
-    g = torch.Generator().manual_seed(0)
-    pool = torch.arange(100) % 10
-    labels = torch.arange(10)
-    index = other_class_indices(labels, pool, 10, g)
-    assert index.shape == (10, 10)
-    assert not bool((pool[index] == labels[:, None]).any())
-    assert all(len(set(row.tolist())) == 10 for row in index)
-    with pytest.raises(ValueError, match="at least two classes"):
-        other_class_indices(torch.zeros(2).long(), torch.zeros(5).long(), 3, g)

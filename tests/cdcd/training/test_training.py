@@ -39,7 +39,8 @@ def caches(tmp_path_factory):
             "has_motion": one, "has_video": one,
         }  # fmt: skip
         write_split(root / "features", split, arrays,
-                    facts | {"video_rate_hz": 30, "video_feature": {"name": "test"}})  # fmt: skip
+                    facts | {"video_rate_hz": 30, "motion_rate_hz": 60.0,
+                             "video_feature": {"name": "test"}})  # fmt: skip
     return root
 
 

@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("decoding", "sharding", "reading", "growth")
 HEIGHT = 96  # shorter side of decoded frames, as `shard.video_height`
 NUM_ROUNDS = 5
-DEMO_CLIPS_PER_SECOND = 550 * 16 / 351
-"""What the default training consumes on two CPU cores (README: 550 steps of 16 in 351 s)."""
+DEMO_CLIPS_PER_SECOND = 500 * 16 / 371
+"""What the default training consumes on two CPU cores (README: 500 steps of 16 in 371 s)."""
 
 
 def write(line: str = "") -> None:

@@ -365,9 +365,12 @@ def encode_clip(
         MediaError: there is no frame, or the size changes.
     """
     import av
+    from av.video.reformatter import VideoReformatter
 
     buffer = io.BytesIO()
     shape: tuple[int, ...] | None = None
+    # One for all frames and without threads: setting up either costs more than a small picture.
+    reformatter = VideoReformatter()
     # Bit-exact flags keep dates and library versions out; one thread keeps the rate control's
     # decisions in one order.
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
@@ -391,7 +394,7 @@ def encode_clip(
                     "bad_argument",
                 )
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame = frame.reformat(stream.width, stream.height, "yuv420p")
+            frame = reformatter.reformat(frame, stream.width, stream.height, "yuv420p", threads=1)
             frame.pts, frame.time_base = index, 1 / Fraction(fps)
             container.mux(stream.encode(frame))
         if shape is None:

@@ -126,13 +126,43 @@ def decoding(videos: list[Path]) -> dict[str, Any]:
 # Sharding
 
 
+def _linked(download: Path, target: Path, copies: int) -> None:
+    """Lay out the stand-in several times over under other choreographies, as links."""
+    for name in ("annotations/motions", "annotations/splits", "videos"):
+        (target / name).mkdir(parents=True)
+    (target / "music").symlink_to(download / "music")
+    (target / "annotations" / "ignore_list.txt").write_text("")
+    for split in ("train", "val", "test"):
+        listed = (download / "annotations" / "splits" / f"crossmodal_{split}.txt").read_text()
+        names = []
+        for line in listed.split():
+            stem, _, number = line.rpartition("_ch")
+            for copy in range(copies if split == "train" else 1):
+                name = f"{stem}_ch{int(number) + 20 * copy:02d}"
+                names.append(name)
+                for kind, ending, camera in (
+                    ("annotations/motions", "pkl", "cAll"),
+                    ("videos", "mp4", "c01"),
+                ):
+                    old, new = (n.replace("cAll", camera) + f".{ending}" for n in (line, name))
+                    (target / kind / new).symlink_to(download / kind / old)
+        path = target / "annotations" / "splits" / f"crossmodal_{split}.txt"
+        path.write_text("\n".join(names))
+
+
 def sharding(folder: Path) -> dict[str, Any]:
-    """Shard the AIST++ stand-in with one and with two processes."""
+    """Shard the AIST++ stand-in, four times over, with one and with two processes."""
     from cdcd.data.ingest import ingest
     from cdcd.data.sharding import shard
 
-    raw = folder / "raw"
-    ingest(parameters(), "aist", raw)
+    ingest(parameters(), "aist", folder / "once")
+    _linked(folder / "once" / "download", folder / "links", copies=4)
+    raw, source = folder / "raw", folder / "links"
+    paths = {
+        f"ingest__aist__{name}_dir": str(source / name)
+        for name in ("annotations", "videos", "music")
+    }
+    ingest(parameters(**paths), "aist", raw)
     seconds: dict[int, list[float]] = {1: [], 2: []}
     summary: dict[str, Any] = {}
     for _ in range(3):

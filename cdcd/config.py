@@ -16,6 +16,7 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Folder = Annotated[str, Field(min_length=1)]
 Dataset = Literal["aist", "tiktok", "cub200", "coco", "imagenet"]
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 
@@ -41,10 +42,10 @@ class AistEmbedded(Section):
 class AistSource(Section):
     """Where an AIST++ download lies and which of its lists to follow."""
 
-    annotations_dir: str | None
-    videos_dir: str | None
-    music_dir: str | None
-    clips_dir: str | None
+    annotations_dir: Folder | None
+    videos_dir: Folder | None
+    music_dir: Folder | None
+    clips_dir: Folder | None
     clip_seconds: Literal[2, 6]
     camera: Annotated[str, Field(pattern=r"^c0[1-9]$")]
     apply_ignore_list: bool
@@ -63,7 +64,7 @@ class TiktokEmbedded(Section):
 class TiktokSource(Section):
     """Where a TikTok Dance-Music download lies and how its key points are read."""
 
-    root: str | None
+    root: Folder | None
     clip_seconds: Literal[2, 6]
     normalise_motion: bool
     embedded: TiktokEmbedded
@@ -80,7 +81,7 @@ class Cub200Embedded(Section):
 class Cub200Source(Section):
     """Where CUB-200-2011 with its captions lies and which split to follow."""
 
-    root: str | None
+    root: Folder | None
     split: Literal["stackgan", "official"]
     embedded: Cub200Embedded
 
@@ -96,7 +97,7 @@ class CocoEmbedded(Section):
 class CocoSource(Section):
     """Where MS COCO 2014 lies."""
 
-    root: str | None
+    root: Folder | None
     embedded: CocoEmbedded
 
 
@@ -111,7 +112,7 @@ class ImagenetEmbedded(Section):
 class ImagenetSource(Section):
     """Where ImageNet (ILSVRC2012) lies; lists of files, where its folders do not say the split."""
 
-    root: str | None
+    root: Folder | None
     train_list: str | None
     val_list: str | None
     embedded: ImagenetEmbedded
@@ -445,4 +446,10 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raise ConfigError(f"{path}: no such file; run from the repository's root") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{path}: must hold sections such as ingest and train: got "
+            f"{'nothing' if tree is None else type(tree).__name__}; bring it back with "
+            "`git checkout params.yaml`"
+        )
     return parse_params(tree, str(path))

@@ -8,6 +8,7 @@ hard-linked cache is never written through. Needs the standard library alone.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -177,14 +178,33 @@ def guarded_folder(path: str | Path) -> Iterator[Path]:
 
     Raises:
         StorageError: the disk filled up while the body ran.
+        ValueError: another process works in it.
     """
     path = Path(path)
     work = path.with_name(f".{path.name}.work")
     work.mkdir(parents=True, exist_ok=True)
-    for leftover in work.rglob(".*.partial"):
-        _remove(leftover)
-    with _explained(path):
-        yield work
+    with _held(path.with_name(f".{path.name}.lock"), path):
+        for leftover in work.rglob(".*.partial"):
+            _remove(leftover)
+        with _explained(path):
+            yield work
+
+
+@contextmanager
+def _held(lock: Path, path: Path) -> Iterator[None]:
+    """Hold a lock that the system frees even if this process is killed."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"{path} must be written by one run at a time: another one is at it; wait for it "
+                "to end, or stop it"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def replace_directory(work: Path, path: Path) -> None:

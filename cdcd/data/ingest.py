@@ -27,6 +27,7 @@ from cdcd.data.manifest import (
     Record,
     describe_reasons,
     enforce_share,
+    iterate_manifest,
     record_line,
     sorted_records,
     without_duplicates,
@@ -67,10 +68,12 @@ def ingest(params: Params, dataset: str, out_dir: str | Path) -> dict[str, Any]:
         terms = EMBEDDED_LICENCE if is_embedded else source.terms
         _log.info("terms of %s: %s", dataset, terms)
         tally = Tally()
-        # Where counting would cost as much as listing, the publisher's count is what to expect.
+        if not is_embedded:
+            _check_apart(source, out_dir, folder)
+        # Listing is little beside reading and hashing what is listed.
         total = source.num_items()
-        if total is None and not is_embedded:
-            total = sum(source.expected().items.values())
+        if total is None:
+            total = sum(1 for _ in source.items())
         found = _inspect(source, params.ingest.num_workers, total)
         records = sorted_records(found, folder=folder)
         with (folder / MANIFEST).open("w", encoding="utf-8") as file:
@@ -81,8 +84,10 @@ def ingest(params: Params, dataset: str, out_dir: str | Path) -> dict[str, Any]:
         try:
             tally.enforce(params.ingest.max_skipped_share, "ingest")
         except ValueError as error:
-            with atomic_path(rejected) as temporary:
-                temporary.write_bytes((folder / MANIFEST).read_bytes())
+            with atomic_path(rejected) as temporary, temporary.open("w", encoding="utf-8") as file:
+                for record in iterate_manifest(folder / MANIFEST):
+                    if record.status == "skipped":
+                        file.write(record_line(record))
             raise ValueError(f"{error} ({rejected} says why for each)") from None
         expected = source.expected()
         facts = {
@@ -106,6 +111,21 @@ def ingest(params: Params, dataset: str, out_dir: str | Path) -> dict[str, Any]:
         write_json(folder / "summary.json", summary)
     rejected.unlink(missing_ok=True)
     return summary
+
+
+def _check_apart(source: Source, *outputs: Path) -> None:
+    """Refuse a download inside a folder that this stage replaces: it would be deleted.
+
+    Raises:
+        ValueError: one line with rule, value and remedy.
+    """
+    for root in source.roots.values():
+        for output in outputs:
+            if root.resolve().is_relative_to(output.resolve()):
+                raise ValueError(
+                    f"ingest.{source.dataset} must name folders outside {outputs[0]}, which the "
+                    f"stage replaces: got {str(root)!r}; move the download elsewhere"
+                )
 
 
 def read_source(raw_dir: str | Path) -> tuple[dict[str, Any], Source]:

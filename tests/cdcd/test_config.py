@@ -87,3 +87,17 @@ def test_params_are_frozen(root: Path) -> None:
     params = load_params(root / "params.yaml")
     with pytest.raises(ValidationError, match="frozen"):
         params.train.num_steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("text", "words"), [("", "got nothing"), ("- a", "got list")])
+def test_a_params_file_without_sections(tmp_path, text, words):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"must hold sections.*{words}.*git checkout"):
+        load_params(path)
+
+
+def test_an_empty_folder_name_is_refused(params_tree):
+    params_tree["ingest"]["coco"]["root"] = ""
+    with pytest.raises(ConfigError, match=r"ingest\.coco\.root.*at least 1 character"):
+        parse_params(params_tree)

@@ -128,3 +128,19 @@ def test_sha256_of_the_standard_example(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_file(tmp_path / "abc") == expected
+
+
+def test_two_runs_never_work_in_one_folder(tmp_path):
+    from cdcd.data.files import guarded_folder
+
+    with guarded_folder(tmp_path / "shards") as work:
+        (work / "kept").touch()
+        with (
+            pytest.raises(ValueError, match="one run at a time: another one is at it; wait"),
+            guarded_folder(tmp_path / "shards"),
+        ):
+            raise AssertionError
+        assert (work / "kept").exists()
+    with guarded_folder(tmp_path / "shards") as work:
+        assert (work / "kept").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [".shards.work"]

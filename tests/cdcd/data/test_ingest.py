@@ -105,7 +105,8 @@ def test_too_many_bad_sequences_stop_the_stage_and_keep_the_earlier_output(downl
     assert contents(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "raw.rejected.jsonl"]
     rejected = read_manifest(tmp_path / "raw.rejected.jsonl")
-    assert rejected == read_manifest(out / "manifest.jsonl")
+    skipped = [r for r in read_manifest(out / "manifest.jsonl") if r.status == "skipped"]
+    assert rejected == skipped
     ingest(tiny_aist.params(download), "aist", out)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
@@ -198,3 +199,14 @@ def test_a_source_that_is_gone(raw, tmp_path):
 def test_an_unknown_dataset(tmp_path):
     with pytest.raises(ValueError, match="datasets must name a known dataset: got 'mnist'"):
         ingest(tiny_aist.params(None), "mnist", tmp_path / "raw")
+
+
+@pytest.mark.parametrize("below", ["", "mine", "download"])
+def test_a_download_inside_the_output_is_refused_and_kept(download, tmp_path, below):
+    out = tmp_path / "raw" / "aist"
+    shutil.copytree(download, out / below, dirs_exist_ok=True)
+    before = contents(out)
+    with pytest.raises(ValueError, match=r"must name folders outside .*raw/aist.*move the") as info:
+        ingest(tiny_aist.params(out / below), "aist", out)
+    assert "\n" not in str(info.value)
+    assert contents(out) == before

@@ -23,8 +23,8 @@ from cdcd.data.adapters import (
 )
 from cdcd.data.files import atomic_directory, atomic_path, write_json
 from cdcd.data.manifest import (
-    CHOSEN_REASONS,
     Record,
+    broken_reasons,
     describe_reasons,
     enforce_share,
     iterate_manifest,
@@ -208,10 +208,10 @@ class Tally:
 
     def enforce(self, limit: float, stage: str) -> None:
         """Stop a stage in which too much is broken; see `enforce_share`."""
-        counted = {r: n for r, n in self.reasons.items() if r not in CHOSEN_REASONS}
-        num_broken = sum(counted.values())
+        broken = broken_reasons(self.reasons)
+        num_broken = sum(broken.values())
         total = num_broken + sum(self.num_ok.values())
-        enforce_share(num_broken, total, limit, stage, dict(sorted(counted.items())))
+        enforce_share(num_broken, total, limit, stage, broken)
 
     def summary(self) -> dict[str, Any]:
         """Return the counts as plain values."""

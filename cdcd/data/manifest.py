@@ -8,8 +8,7 @@ from __future__ import annotations
 import heapq
 import json
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
@@ -105,11 +104,6 @@ class Record:
             )
         if self.reason is not None and self.reason not in REASONS:
             raise ValueError(f"{self.key}: {self.reason!r} is not a known skip reason")
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether the item was left out because it is bad, not because a setting says so."""
-        return self.reason is not None and self.reason not in CHOSEN_REASONS
 
 
 RUN_SIZE = 100_000
@@ -231,10 +225,9 @@ def read_manifest(path: str | Path) -> list[Record]:
     return list(iterate_manifest(path))
 
 
-def count_reasons(records: Iterable[Record]) -> dict[str, int]:
-    """Return how many records were skipped for each reason, by name."""
-    counts = Counter(record.reason for record in records if record.reason is not None)
-    return dict(sorted(counts.items()))
+def broken_reasons(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the counts by reason that mean broken data, by name: not what a setting asks for."""
+    return {reason: n for reason, n in sorted(counts.items()) if reason not in CHOSEN_REASONS}
 
 
 def describe_reasons(counts: dict[str, int]) -> str:

@@ -28,9 +28,9 @@ from cdcd.data.adapters.base import Options, Source, decoders, skipped_sample
 from cdcd.data.files import atomic_path, guarded_folder, replace_directory, sha256_file, write_json
 from cdcd.data.ingest import MANIFEST, read_source
 from cdcd.data.manifest import (
-    CHOSEN_REASONS,
     Record,
     SkipItem,
+    broken_reasons,
     by_key,
     describe_reasons,
     enforce_share,
@@ -40,7 +40,7 @@ from cdcd.data.manifest import (
     sorted_records,
 )
 from cdcd.data.parallel import Mapper, ProcessMapper
-from cdcd.data.samples import SPLITS
+from cdcd.data.samples import MOTIONS, SPLITS
 from cdcd.data.shards import (
     Members,
     describe_shard,
@@ -139,17 +139,14 @@ def shard(
         if num_kept:
             _log.info("%d shards were finished by an earlier run and kept", num_kept)
         entries = write_index(work, entries)
-        summary = {"segment_seconds": setting.segment_seconds} if _is_dance(facts) else {}
-        summary |= {"embedded": facts["embedded"], "dataset": facts["dataset"]}
+        summary = {"embedded": facts["embedded"], "dataset": facts["dataset"]}
+        if facts["dataset"] in MOTIONS:
+            summary["segment_seconds"] = setting.segment_seconds
         summary |= _write_manifest(work, entries, setting.max_skipped_share)
         write_json(work / "summary.json", summary)
         replace_directory(work, out_dir)
     shutil.rmtree(out_dir / _PARTS)
     return summary
-
-
-def _is_dance(facts: dict[str, Any]) -> bool:
-    return facts["dataset"] in ("aist", "tiktok")
 
 
 def _usable(raw_dir: Path) -> Iterator[Record]:
@@ -301,7 +298,7 @@ def _write_manifest(work: Path, entries: list[dict[str, Any]], limit: float) -> 
     if reasons:
         told = describe_reasons(dict(reasons))
         _log.warning("samples left out (manifest.jsonl says why): %s", told)
-    broken = {reason: n for reason, n in sorted(reasons.items()) if reason not in CHOSEN_REASONS}
+    broken = broken_reasons(reasons)
     num_broken = sum(broken.values())
     enforce_share(num_broken, num_broken + sum(counts.values()), limit, "shard", broken)
     return {

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from cdcd.config import DATASETS
 from cdcd.data.adapters.base import Expected, Finding, Options, Source
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ EMBEDDED_LICENCE = (
     "the embedded data are synthesised by this project and free of other people's rights "
     "(Apache-2.0, like the code); they only have the layout of the published dataset"
 )
-_NAMES = ("aist", "tiktok", "cub200", "coco", "imagenet")
 _SOURCES = {
     "Aist": "aist",
     "AistClips": "clips",
@@ -31,9 +31,9 @@ _SOURCES = {
 
 
 def _module(dataset: str) -> ModuleType:
-    if dataset not in _NAMES:
+    if dataset not in DATASETS:
         raise ValueError(
-            f"datasets must name a known dataset: got {dataset!r}; use {', '.join(_NAMES)}"
+            f"datasets must name a known dataset: got {dataset!r}; use {', '.join(DATASETS)}"
         )
     return import_module(f"cdcd.data.adapters.{dataset}")
 

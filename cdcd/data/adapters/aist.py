@@ -30,15 +30,14 @@ from cdcd.data.adapters.base import (
 )
 from cdcd.data.adapters.dance import (
     MAX_SONG_SECONDS,
-    PEAK,
     TOLERANCE_FRAMES,
     UNIT_SECONDS,
     Window,
-    cut,
     encode_clips,
-    media_decoders,
     num_units,
     plan_windows,
+    segments,
+    shared_facts,
     song,
     told,
 )
@@ -558,47 +557,26 @@ def load_samples(
         path = roots.resolve(record.facts["video"])
         clips = dict(enumerate(encode_clips(path, windows, options), start=1))
     shared = {
+        **shared_facts(record, options, SMPL, gain),
         "genre": record.genre,
-        "song": record.song,
-        "sequence": record.sequence,
         "bpm": record.facts["bpm"],
         "camera": record.facts["camera"],
-        "audio_source": record.facts["audio_source"],
-        "audio_gain": gain,
-        "audio_normalisation": f"peak of the whole source at {PEAK}",
-        "video_fps": options.video_fps,
-        "motion": SMPL.name,
-        "motion_rate_hz": SMPL.rate_hz,
-        "licence": record.licence,
-        "segment_seconds": options.segment_seconds,
-        "sources": record.sources,
-        "decoders": media_decoders(),
     }
-    for key, window in planned:
-        moves, motion_pad = cut(vectors, window, options.segment_seconds, MOTION_RATE_HZ)
-        sound, audio_pad = cut(audio, window, options.segment_seconds, SAMPLE_RATE_HZ)
-        clip, video_pad = clips.get(window.number, (None, 0))
-        facts = {
-            "segment": window.number,
-            "valid_seconds": window.valid_seconds,
-            "motion_pad_frames": motion_pad,
-            "audio_pad_samples": audio_pad,
-            "video_pad_frames": video_pad,
-        }
-        listed = Record(
-            key=key,
-            split=record.split,
-            genre=record.genre,
-            song=record.song,
-            sequence=record.sequence,
-            licence=record.licence,
-            sources=record.sources,
-            facts={**{k: v for k, v in shared.items() if k != "sources"}, **facts},
-        )
+    cut_samples = segments(
+        record,
+        planned,
+        options,
+        shared,
+        motion=vectors,
+        motion_rate_hz=MOTION_RATE_HZ,
+        audio=audio,
+        clips=clips,
+    )
+    for window, listed, sample in cut_samples:
         if drop_partial and window.valid_seconds < options.segment_seconds:
-            yield skipped_sample(record, key, _partial(window, options)), None
-            continue
-        yield listed, Sample(key, record.split, sound, moves, clip, {**shared, **facts})
+            yield skipped_sample(record, sample.key, _partial(window, options)), None
+        else:
+            yield listed, sample
 
 
 def _partial(window: Window, options: Options) -> SkipItem:

@@ -126,10 +126,6 @@ class Source(ABC):
         root, _, below = path.partition("/")
         return self.roots[root] / below
 
-    def checksums(self, paths: set[str]) -> dict[str, str]:
-        """Return the SHA-256 of files by manifest path."""
-        return {path: read_through(sha256_file, self.resolve(path)) for path in sorted(paths)}
-
 
 def read_through(function: Any, path: Path) -> Any:
     """Return `function(path)`; what cannot be read for good becomes a skip, not a crash.

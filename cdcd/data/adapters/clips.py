@@ -18,6 +18,7 @@ import re
 import struct
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -134,7 +135,7 @@ def check_songs(songs: Mapping[str, set[str]]) -> Finding:
     return Finding(True, "songs: none is both in train and held out")
 
 
-def require_readable(source: Any, parameter: str) -> None:
+def require_readable(source: ListedSource, parameter: str) -> None:
     """Refuse a download whose lists cannot be read.
 
     Raises:
@@ -202,8 +203,41 @@ def _wav_seconds(path: Path) -> tuple[float, float]:
     return 0.0, 0.0
 
 
+class ListedSource(Source):
+    """A download whose splits are lists of names, each with its song."""
+
+    @abstractmethod
+    def names(self) -> dict[str, set[str]]:
+        """Return the listed stems by split."""
+
+    @abstractmethod
+    def song(self, name: str) -> str:
+        """Return the song of a stem.
+
+        Raises:
+            SkipItem: unsupported_name or unknown_genre.
+        """
+
+    def items(self) -> Iterator[Listed]:
+        """See `Source`."""
+        yield from list_once(self.names())
+
+    def num_items(self) -> int:
+        """See `Source`."""
+        return sum(len(stems) for stems in self.names().values())
+
+    def songs(self) -> dict[str, set[str]]:
+        """Return the songs by split, of names that can be read and are not listed twice."""
+        songs: dict[str, set[str]] = {}
+        for item in self.items():
+            if item.duplicate_of is None:
+                with suppress(SkipItem):
+                    songs.setdefault(item.split, set()).add(self.song(item.name))
+        return songs
+
+
 @dataclass(frozen=True, eq=False)
-class Clips(Source):
+class Clips(ListedSource):
     """Clips of one dataset and one length.
 
     Roots: `clips`, the folder that holds `audio_s2/`; `lists`, the folder that was given.
@@ -243,26 +277,9 @@ class Clips(Source):
                 found.setdefault(split, set()).update(stems)
         return found
 
-    def items(self) -> Iterator[Listed]:
-        """See `Source`."""
-        yield from list_once(self.names())
-
-    def num_items(self) -> int:
-        """See `Source`."""
-        return sum(len(stems) for stems in self.names().values())
-
-    def songs(self) -> dict[str, set[str]]:
-        """Return the songs by split, of names that can be read and are not listed twice."""
-        songs: dict[str, set[str]] = {}
-        for item in self.items():
-            if item.duplicate_of is not None:
-                continue
-            try:
-                described = self.describe(item.name)
-            except SkipItem:
-                continue
-            songs.setdefault(item.split, set()).add(described["song"])
-        return songs
+    def song(self, name: str) -> str:
+        """See `ListedSource`."""
+        return str(self.describe(name)["song"])
 
     def find(self, modality: str, stem: str, split: str) -> str | None:
         """Return the manifest path of a clip's sound, motion or video feature."""

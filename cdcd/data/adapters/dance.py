@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cdcd.data.adapters.base import Options, decoders
 from cdcd.data.files import is_disk_full
-from cdcd.data.manifest import SkipItem
-from cdcd.data.samples import MOTION_RATE_HZ, SAMPLE_RATE_HZ
+from cdcd.data.manifest import Record, SkipItem
+from cdcd.data.samples import MOTION_RATE_HZ, SAMPLE_RATE_HZ, MotionKind, Sample
 
 PEAK = 0.95
 SILENCE = 1e-6
@@ -139,6 +140,73 @@ def encode_clips(
         if is_disk_full(error):
             raise
         raise SkipItem("unreadable_video", told(error, path)) from None
+
+
+def segments(
+    record: Record,
+    planned: list[tuple[str, Window]],
+    options: Options,
+    shared: dict[str, Any],
+    *,
+    motion: NDArray[np.float32],
+    motion_rate_hz: int,
+    audio: NDArray[np.float32],
+    clips: Mapping[int, tuple[bytes, int]],
+) -> Iterator[tuple[Window, Record, Sample]]:
+    """Cut a decoded dance into its samples.
+
+    Args:
+        record: of the whole dance.
+        planned: key and window of each sample.
+        options: their length.
+        shared: facts of all of them.
+        motion: `[n, dim]` at `motion_rate_hz`.
+        motion_rate_hz: frames per second.
+        audio: `[n]` at 22,050 Hz.
+        clips: encoded video and its repeated frames by the window's number; empty without video.
+    """
+    seconds = options.segment_seconds
+    for key, window in planned:
+        moves, motion_pad = cut(motion, window, seconds, motion_rate_hz)
+        sound, audio_pad = cut(audio, window, seconds, SAMPLE_RATE_HZ)
+        clip, video_pad = clips.get(window.number, (None, 0))
+        facts = {
+            **shared,
+            "segment": window.number,
+            "valid_seconds": window.valid_seconds,
+            "motion_pad_frames": motion_pad,
+            "audio_pad_samples": audio_pad,
+            "video_pad_frames": video_pad,
+        }
+        listed = Record(
+            key=key,
+            split=record.split,
+            genre=record.genre,
+            song=record.song,
+            sequence=record.sequence,
+            licence=record.licence,
+            sources=record.sources,
+            facts=facts,
+        )
+        meta = {**facts, "sources": record.sources}
+        yield window, listed, Sample(key, record.split, sound, moves, clip, meta)
+
+
+def shared_facts(record: Record, options: Options, kind: MotionKind, gain: float) -> dict[str, Any]:
+    """Return the facts that the samples of every whole dance carry."""
+    return {
+        "song": record.song,
+        "sequence": record.sequence,
+        "audio_source": record.facts["audio_source"],
+        "audio_gain": gain,
+        "audio_normalisation": f"peak of the whole source at {PEAK}",
+        "video_fps": options.video_fps,
+        "motion": kind.name,
+        "motion_rate_hz": kind.rate_hz,
+        "licence": record.licence,
+        "segment_seconds": options.segment_seconds,
+        "decoders": media_decoders(),
+    }
 
 
 def media_decoders() -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from cdcd.data.adapters.base import (
@@ -142,8 +141,3 @@ class PictureSource(Source):
             facts={**facts, "num_captions": len(captions)},
         )
         yield listed, Picture(record.key, record.split, image, captions, record.label, meta)
-
-
-def manifest_path(root: str, folder: Path, file: Path) -> str:
-    """Return `<root>/<path below>` with forward slashes."""
-    return f"{root}/{file.relative_to(folder).as_posix()}"

@@ -58,11 +58,11 @@ from cdcd.data.adapters.clips import (
     TIKTOK_SHORT_LICENCE,
     WHERE_TIKTOK,
     Listed,
+    ListedSource,
     check_clips,
     check_songs,
     check_wav,
     find_clips,
-    list_once,
     open_clips,
     read_stems,
     require_readable,
@@ -324,7 +324,7 @@ def load_motion(folder: Path, stamps: NDArray[np.float64], duration: float) -> M
 
 
 @dataclass(frozen=True, eq=False)
-class Tiktok(Source):
+class Tiktok(ListedSource):
     """Raw videos with OpenPose's key points.
 
     Roots: videos, openpose, audio (where there is one), lists. Settings: layout, lists (split to
@@ -348,24 +348,9 @@ class Tiktok(Source):
             for split, paths in self.settings["lists"].items()
         }
 
-    def items(self) -> Iterator[Listed]:
-        """See `Source`."""
-        yield from list_once(self.names())
-
-    def num_items(self) -> int:
-        """See `Source`."""
-        return sum(len(stems) for stems in self.names().values())
-
-    def songs(self) -> dict[str, set[str]]:
-        """Return the songs by split, of names that can be read and are not listed twice."""
-        songs: dict[str, set[str]] = {}
-        for item in self.items():
-            if item.duplicate_of is None:
-                try:
-                    songs.setdefault(item.split, set()).add(tiktok_song(item.name))
-                except SkipItem:
-                    continue
-        return songs
+    def song(self, name: str) -> str:
+        """See `ListedSource`."""
+        return tiktok_song(name)
 
     def find_video(self, stem: str) -> str | None:
         """Return the manifest path of a video, whatever its container is."""
@@ -476,49 +461,28 @@ class Tiktok(Source):
         vectors = self._vectors(record)
         audio, gain = dance.song(self.resolve(facts["audio"]))
         _check_sound(facts["audio"], len(audio) / SAMPLE_RATE_HZ, len(vectors))
-        seconds = options.segment_seconds
-        windows = _windows(len(vectors), seconds)
+        windows = _windows(len(vectors), options.segment_seconds)
         encoded = dance.encode_clips(self.resolve(facts["video"]), windows, options)
         clips = dict(enumerate(encoded, start=1))
         shared = {
-            "song": record.song,
-            "sequence": record.sequence,
+            **dance.shared_facts(record, options, BODY_25, gain),
             "bpm": None,
-            "audio_source": facts["audio_source"],
-            "audio_gain": gain,
-            "audio_normalisation": f"peak of the whole source at {dance.PEAK}",
-            "video_fps": options.video_fps,
-            "motion": BODY_25.name,
-            "motion_rate_hz": BODY_25.rate_hz,
             "motion_is_normalised": bool(self.settings["normalise_motion"]),
             "width": facts["width"],
             "height": facts["height"],
-            "licence": record.licence,
-            "segment_seconds": seconds,
-            "decoders": dance.media_decoders(),
         }
-        for key, window in _planned(record, options):
-            motion, motion_pad = dance.cut(vectors, window, seconds, BODY_25.rate_hz)
-            sound, audio_pad = dance.cut(audio, window, seconds, SAMPLE_RATE_HZ)
-            clip, video_pad = clips[window.number]
-            own = {
-                "segment": window.number,
-                "valid_seconds": window.valid_seconds,
-                "motion_pad_frames": motion_pad,
-                "audio_pad_samples": audio_pad,
-                "video_pad_frames": video_pad,
-            }
-            listed = Record(
-                key=key,
-                split=record.split,
-                song=record.song,
-                sequence=record.sequence,
-                licence=record.licence,
-                sources=record.sources,
-                facts={**shared, **own},
-            )
-            meta = {**shared, **own, "sources": record.sources}
-            yield listed, Sample(key, record.split, sound, motion, clip, meta)
+        cut_samples = dance.segments(
+            record,
+            _planned(record, options),
+            options,
+            shared,
+            motion=vectors,
+            motion_rate_hz=BODY_25.rate_hz,
+            audio=audio,
+            clips=clips,
+        )
+        for _, listed, sample in cut_samples:
+            yield listed, sample
 
     def _vectors(self, record: Record) -> NDArray[np.float32]:
         info, _, stamps = self._probe(record.facts["video"])
@@ -530,18 +494,6 @@ class Tiktok(Source):
         if self.settings["normalise_motion"]:
             points = normalise(points, info["width"], info["height"])
         return points.reshape(len(points), BODY_25.dim)
-
-    def checksums(self, paths: set[str]) -> dict[str, str]:
-        """See `Source`; a folder of key points has one checksum, over names and contents."""
-        folders = {path for path in paths if path.startswith("openpose/")}
-        found = super().checksums(paths - folders)
-        for folder in folders:
-            digest = _Digest()
-            for path in frame_files(self.resolve(folder)):
-                if path is not None:
-                    digest.read(path)
-            found[folder] = digest.value
-        return dict(sorted(found.items()))
 
     def expected(self) -> Expected:
         """See `Source`."""

@@ -4,9 +4,11 @@ import pickle
 import pytest
 
 from cdcd.data.manifest import (
+    CHOSEN_REASONS,
+    REASONS,
     Record,
     SkipItem,
-    count_reasons,
+    broken_reasons,
     enforce_share,
     read_manifest,
     write_manifest,
@@ -68,9 +70,9 @@ def test_nothing_left_is_an_error_whatever_the_limit(total):
 
 
 def test_skips_by_choice_are_counted_but_not_broken():
-    chosen = Record("c", "train", "skipped", "ignored_sequence")
-    assert count_reasons([OK, SKIPPED, chosen]) == {"ignored_sequence": 1, "too_short": 1}
-    assert [record.is_broken for record in (OK, SKIPPED, chosen)] == [False, True, False]
+    counts = {"too_short": 1, "ignored_sequence": 2, "ignored_image": 1, "partial_segment": 3}
+    assert broken_reasons(counts) == {"too_short": 1}
+    assert all(broken_reasons({reason: 1}) for reason in REASONS - CHOSEN_REASONS)
 
 
 def test_a_skip_crosses_process_borders():

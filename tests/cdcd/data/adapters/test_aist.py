@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdcd.data.adapters import aist
+from cdcd.data.adapters import aist, dance
 from cdcd.data.adapters.base import Options
 from cdcd.data.manifest import SkipItem
 from cdcd.features.pose import motion_219
@@ -265,11 +265,11 @@ def test_one_missing_frame_is_repeated_and_counted(roots):
     windows = aist.plan_windows(716, 2)
     assert len(windows) == 6
     vectors = motion_219(full.poses, full.trans, full.scaling)[:716]
-    cut, missing = aist.cut(vectors, windows[-1], 2, 60)
+    cut, missing = dance.cut(vectors, windows[-1], 2, 60)
     assert missing == 4
     np.testing.assert_array_equal(cut[:116], vectors[600:])
     np.testing.assert_array_equal(cut[116:], np.repeat(vectors[-1:], 4, axis=0))
-    cut, missing = aist.cut(np.ones(44100 * 6 - 50, np.float32), windows[-1], 2, 22050)
+    cut, missing = dance.cut(np.ones(44100 * 6 - 50, np.float32), windows[-1], 2, 22050)
     assert missing == 50
     assert cut[:-50].all()
     assert not cut[-50:].any()

@@ -94,16 +94,21 @@ def _raise_on_failure(what: str, code: int, lines: list[str]) -> None:
 
 
 def _interrupt_tree(process: subprocess.Popen[str]) -> None:
-    # Killing DVC alone would leave the stage writing.
+    # Killing DVC alone would leave the stage writing. A command that ignores Ctrl-C, as what was
+    # started in a shell's background does, is told by SIGTERM, and at last not asked.
     import psutil  # type: ignore[import-untyped]
 
-    with contextlib.suppress(psutil.Error):
-        me = psutil.Process(process.pid)
-        for one in (*me.children(recursive=True), me):
+    me = psutil.Process(process.pid)
+    alive = [*me.children(recursive=True), me]
+    for number, seconds in ((signal.SIGINT, 10), (signal.SIGTERM, 10), (signal.SIGKILL, 5)):
+        for one in alive:
             with contextlib.suppress(psutil.Error):
-                one.send_signal(signal.SIGINT)
+                one.send_signal(number)
+        _, alive = psutil.wait_procs(alive, timeout=seconds)
+        if not alive:
+            break
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=60)
+        process.wait(timeout=5)
 
 
 def run_one(stage: str, say: Callable[[str], None] = write) -> Done:

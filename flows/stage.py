@@ -226,6 +226,9 @@ def guarded(call: Callable[[], int | None], label: str) -> int:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, interrupt)
+        # What a shell puts into the background inherits that Ctrl-C is ignored; the pipeline's
+        # runner ends its stages by it.
+        signal.signal(signal.SIGINT, interrupt)
     try:
         return call() or 0
     except KeyboardInterrupt:

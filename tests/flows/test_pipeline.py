@@ -109,8 +109,11 @@ def _wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_termination_reaches_the_stage_and_leaves_no_orphan(clone: Path, root: Path) -> None:
-    script = "import time, os; open('pid', 'w').write(str(os.getpid())); time.sleep(100)"
+@pytest.mark.parametrize("deaf", ["", "import signal; signal.signal(2, signal.SIG_IGN); "])
+def test_termination_reaches_the_stage_and_leaves_no_orphan(
+    clone: Path, root: Path, deaf: str
+) -> None:
+    script = deaf + "import time, os; open('pid', 'w').write(str(os.getpid())); time.sleep(100)"
     Path("wait.py").write_text(script)
     text = TWO_STAGES.replace("cp source.txt a.txt", f"{sys.executable} wait.py")
     Path("dvc.yaml").write_text(text)

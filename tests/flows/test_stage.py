@@ -112,9 +112,15 @@ def test_pictures_go_as_far_as_the_shards(here: Path, capsys: pytest.CaptureFixt
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("is_ignored", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_ends_with_130(here: Path, root: Path, number: signal.Signals) -> None:
+def test_an_interruption_ends_with_130(
+    here: Path, root: Path, number: signal.Signals, is_ignored: bool
+) -> None:
+    # Whatever a shell's `command &` hands down: there SIGINT is ignored.
+    inherited = "signal.SIG_IGN" if is_ignored else "signal.default_int_handler"
     code = (
+        f"import signal; signal.signal(signal.SIGINT, {inherited})\n"
         "import sys, time\n"
         "from flows.stage import stage_main\n"
         "def wait(params, dataset):\n"

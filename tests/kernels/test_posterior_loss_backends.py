@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from kernels.inputs import Problem, problem
 from kernels.linear_posterior_loss import linear_posterior_loss
 from kernels.posterior_loss import posterior_loss, weighted_posterior_loss
 
+ROOT = Path(__file__).resolve().parents[2]
 FEW = [(7, 0), (100, 1), (100, 10), (100, 40), (100, 1000), (2886, 3), (2887, 3), (16384, 2)]
 
 
@@ -212,17 +215,24 @@ def test_autocast_model(backend):
     torch.testing.assert_close(gradient_of(module, loss), want, rtol=0.05, atol=0.02)
 
 
-def test_distributed_model(backend, tmp_path):
+def compare_distributed(store):
+    """Run in a process of its own: one rank under DDP gives the gradient of the plain module."""
     module, hidden, x = head_and_input()
     want = gradient_of(module, module(hidden, x))
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+        "gloo", init_method=f"file://{store}", rank=0, world_size=1, timeout=timedelta(seconds=60)
     )
-    try:
-        wrapped = torch.nn.parallel.DistributedDataParallel(module)
-        torch.testing.assert_close(gradient_of(module, wrapped(hidden, x)), want)
-    finally:
-        torch.distributed.destroy_process_group()
+    wrapped = torch.nn.parallel.DistributedDataParallel(module)
+    torch.testing.assert_close(gradient_of(module, wrapped(hidden, x)), want)
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_model(backend, tmp_path):
+    # Gloo looks for the address of the host's name and waits half an hour where it has none.
+    store = str(tmp_path / "store")
+    code = f"import runpy; runpy.run_path({__file__!r})['compare_distributed']({store!r})"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=180)
 
 
 @pytest.mark.parametrize("has_bias", [True, False])

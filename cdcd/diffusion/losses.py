@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from cdcd.diffusion.contrast import Contrast, contrast_terms
 from kernels.posterior_loss import PosteriorTerms
 
-Adaptive = Literal["increasing", "decreasing", "none"]
+Adaptive = Literal["increasing", "decreasing", "opposed", "none"]
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,31 @@ class LossTerms:
     """int64 [b]: the steps the samples were noised to."""
 
 
-def adaptive_weight(t: Tensor, num_steps: int, direction: Adaptive) -> Tensor:
-    """Weight of the auxiliary and contrast terms over t, float [b] in 1..2.
+class AdaptiveWeights(NamedTuple):
+    """Weights over t, float [b] in 1..2."""
 
-    With t0 = t - 1: `increasing` is 1 + t0 / T (released music code), `decreasing` 2 - t0 / T (the
-    paper's text and VQ-Diffusion), `none` 1. See paper_vs_code D6.
+    auxiliary: Tensor
+    contrast: Tensor
+
+
+def adaptive_weights(t: Tensor, num_steps: int, direction: Adaptive) -> AdaptiveWeights:
+    """Weights of the auxiliary and of the contrast term at steps t [b].
+
+    With t0 = t - 1: `increasing` is 1 + t0 / T for both (released music code), `decreasing` is
+    2 - t0 / T for both (the paper's text and VQ-Diffusion), `opposed` lets the auxiliary term
+    decrease and the contrast increase (released image code), `none` is 1. See paper_vs_code D6.
     """
     share = (t - 1).float() / num_steps
+    rising, falling, flat = 1 + share, 2 - share, share * 0 + 1
     match direction:
         case "increasing":
-            return 1 + share
+            return AdaptiveWeights(rising, rising)
         case "decreasing":
-            return 2 - share
+            return AdaptiveWeights(falling, falling)
+        case "opposed":
+            return AdaptiveWeights(falling, rising)
         case "none":
-            return share * 0 + 1
+            return AdaptiveWeights(flat, flat)
 
 
 def row_weights(
@@ -58,13 +69,14 @@ def row_weights(
     They exist where the loss is linear in its terms: without contrast or with its linear form.
     The arguments are those of `combine`.
     """
-    scale = adaptive_weight(t, num_steps, adaptive)
+    scale = adaptive_weights(t, num_steps, adaptive)
     row = 1 / (p_t * (length * len(t)))
-    weights = {"kl": row[:, None], "aux": (auxiliary_weight * scale * row)[:, None]}
+    weights = {"kl": row[:, None], "aux": (auxiliary_weight * scale.auxiliary * row)[:, None]}
     if contrast is not None:
         assert contrast.form == "linear"
         name = "neg_step" if contrast.mode == "step" else "neg_sample"
-        weights[name] = (-contrast.weight / num_negatives * scale * row)[:, None, None]
+        share = -contrast.weight / num_negatives
+        weights[name] = (share * scale.contrast * row)[:, None, None]
     return weights
 
 
@@ -92,11 +104,12 @@ def combine(
     """
     length = terms.kl.shape[-1]
     bound = terms.kl.sum(-1)
-    scale = adaptive_weight(t, num_steps, adaptive)
-    auxiliary = auxiliary_weight * scale * terms.aux.sum(-1)
+    scale = adaptive_weights(t, num_steps, adaptive)
+    auxiliary = auxiliary_weight * scale.auxiliary * terms.aux.sum(-1)
     pull = bound * 0
     if contrast is not None:
-        pull = scale * contrast_terms(contrast, terms, length, num_steps, chain_losses)
+        loss = contrast_terms(contrast, terms, length, num_steps, chain_losses)
+        pull = scale.contrast * loss
     weight = 1 / (p_t * length)
     bound_mean, aux_mean, pull_mean = ((weight * x).mean() for x in (bound, auxiliary, pull))
     return LossTerms(

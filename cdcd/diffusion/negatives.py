@@ -1,10 +1,12 @@
-"""Negative token sequences of the sample itself: its chunks in another order.
+"""Negative token sequences of the sample itself: its chunks or patches in another order.
 
 Tokens int64 [b, l] in, negatives int64 [b, n, l] out. Those of other samples are chosen with the
 data (`cdcd.data.negatives`), because which ones depends on keys and classes.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -62,3 +64,56 @@ def shuffled_chunks(
     slot = torch.searchsorted(new_starts.contiguous(), position, right=True) - 1
     source = borders[order.gather(1, slot)] + position - new_starts.gather(1, slot)
     return z_0[:, None].expand(b, num_negatives, l).gather(2, source.view(b, num_negatives, l))
+
+
+def shuffled_patches(
+    z_0: Tensor,
+    num_negatives: int,
+    grid: tuple[int, int],
+    num_patches: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Intra-sample negatives of pictures: patches in a deranged order, its own for every negative.
+
+    The grid is cut into k x k patches of equal size, k = sqrt(num_patches), which change places;
+    every token is kept. `shuffled_chunks` on the raster shuffles horizontal bands instead, as the
+    released code does.
+
+    Args:
+        z_0: tokens in raster order, int64 [b, l].
+        num_negatives: n.
+        grid: rows and columns of the tokens.
+        num_patches: patches, a square number of at least 4.
+        generator: source of the permutations.
+
+    Raises:
+        ValueError: the grid cannot be cut so.
+    """
+    b, l = z_0.shape
+    rows, columns = grid
+    check_patches(grid, num_patches)
+    k = math.isqrt(num_patches)
+    order = derangements(b * num_negatives, num_patches, generator)
+    # Tokens of each patch in raster order, and where the raster takes each of them from.
+    index = torch.arange(l, device=z_0.device).view(k, rows // k, k, columns // k)
+    patches = index.transpose(1, 2).reshape(num_patches, -1)
+    source = torch.empty(len(order), l, dtype=torch.long, device=z_0.device)
+    source[:, patches.flatten()] = patches[order].flatten(1)
+    return z_0[:, None].expand(b, num_negatives, l).gather(2, source.view(b, num_negatives, l))
+
+
+def check_patches(grid: tuple[int, int], num_patches: int) -> None:
+    """Refuse a number of patches that does not cut the grid into equal ones.
+
+    Raises:
+        ValueError: one line with the numbers that do.
+    """
+    rows, columns = grid
+    side = math.gcd(rows, columns)
+    fitting = [k * k for k in range(2, side + 1) if side % k == 0]
+    if num_patches not in fitting:
+        remedy = f"use {' or '.join(map(str, fitting))}" if fitting else "set intra_unit: tokens"
+        raise ValueError(
+            "train.contrast.num_chunks must be a square number of patches whose root divides both "
+            f"sides of the token grid {rows} x {columns}: got {num_patches}; {remedy}"
+        )

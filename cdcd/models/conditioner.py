@@ -1,65 +1,79 @@
-"""Conditions: motion, video and genre to the sequence the denoiser attends to."""
+"""Conditions of a dance: motion, video and genre to the sequence the denoiser attends to."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cdcd.models.inputs import ConditionInputs
+
 
 @dataclass(frozen=True)
-class ConditionInputs:
-    """What is known of a batch; a modality that is absent everywhere may be None.
+class DanceSpec:
+    """Shape of the dance conditioner.
 
     Attributes:
-        motion: float [b, s, motion_dim] at `motion_rate_hz`, or None.
-        video: float [b, r, video_dim] at `video_rate_hz`, or None.
-        genre: int64 [b], or None.
-        has_motion: bool [b]; where False the motion is replaced by a learned vector.
-        has_video: bool [b], likewise.
+        kind: `sequence` keeps time, `single_token` is the released code's.
+        token_rate_hz: tokens a second.
+        width: channels of the encoders.
+        depth: residual blocks of each encoder.
+        is_frozen: the single-token encoders stay as initialised.
+        motion_dim: numbers per motion frame, or None without a motion encoder.
+        motion_rate_hz: motion frames a second.
+        motion_frames: motion frames of a window.
+        video_dim: numbers per video feature, or None without a video encoder.
+        video_rate_hz: video features a second.
+        num_genres: with a genre input, else 0.
     """
 
-    motion: Tensor | None
-    video: Tensor | None
-    genre: Tensor | None
-    has_motion: Tensor
-    has_video: Tensor
-
-    def without(self) -> ConditionInputs:
-        """The same batch with every modality dropped: the unconditional case of guidance."""
-        none = torch.zeros_like(self.has_motion)
-        return ConditionInputs(self.motion, self.video, None, none, none)
-
-    def repeat(self, times: int) -> ConditionInputs:
-        """Each sample `times` times in a row."""
-
-        def again(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.repeat_interleave(times, dim=0)
-
-        return ConditionInputs(
-            again(self.motion),
-            again(self.video),
-            again(self.genre),
-            self.has_motion.repeat_interleave(times, dim=0),
-            self.has_video.repeat_interleave(times, dim=0),
-        )
+    kind: Literal["sequence", "single_token"]
+    token_rate_hz: float
+    width: int
+    depth: int
+    is_frozen: bool
+    motion_dim: int | None
+    motion_rate_hz: float
+    motion_frames: int
+    video_dim: int | None
+    video_rate_hz: float
+    num_genres: int
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What the denoiser attends to.
+    """What the denoiser sees of a condition; every part may be absent, but not all.
 
     Attributes:
-        sequence: float [b, s, d].
-        positions: where each entry lies in time, float [s], in units of tokens.
-        aligned: the condition resampled to the tokens, float [b, l, d], or None.
+        sequence: what is attended to, float [b, s, d].
+        positions: where each entry lies in time, float [s], in units of tokens; None where the
+            sequence has no place in time and attention uses no rotary angles.
+        aligned: the condition resampled to the tokens, float [b, l, d].
+        mask: bool [b, s], False where an entry must not be attended to.
+        vector: one vector for the whole sample, float [b, dim], which modulates every norm.
+        label: class, int64 [b], where blocks look it up in tables of their own (num_classes stands
+            for no class).
     """
 
-    sequence: Tensor
-    positions: Tensor
-    aligned: Tensor | None
+    sequence: Tensor | None = None
+    positions: Tensor | None = None
+    aligned: Tensor | None = None
+    mask: Tensor | None = None
+    vector: Tensor | None = None
+    label: Tensor | None = None
+
+    def joined(self, other: Condition) -> Condition:
+        """Both batches one after the other; `other` comes from the same conditioner."""
+
+        def join(name: str) -> Tensor | None:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            return None if mine is None or theirs is None else torch.cat([mine, theirs])
+
+        names = ("sequence", "aligned", "mask", "vector", "label")
+        return replace(self, **{name: join(name) for name in names})
 
 
 class ResidualConv(nn.Module):
@@ -177,7 +191,7 @@ class SequenceConditioner(nn.Module):
             motion = inputs.motion
             if motion is None:
                 length = round(self.num_tokens / self.token_rate_hz * self.motion_rate_hz)
-                motion = self.motion.mean.expand(len(inputs.has_motion), length, -1)
+                motion = self.motion.mean.expand(len(inputs), length, -1)
             y = self.motion(motion, inputs.has_motion)
             rate = self.motion_rate_hz / self.motion.stride
             sequences.append(self.motion_out(y))
@@ -187,7 +201,7 @@ class SequenceConditioner(nn.Module):
             video = inputs.video
             if video is None:
                 length = round(self.num_tokens / self.token_rate_hz * self.video_rate_hz)
-                video = self.video.mean.expand(len(inputs.has_video), length, -1)
+                video = self.video.mean.expand(len(inputs), length, -1)
             y = self.video(video, inputs.has_video)
             sequences.append(self.video_out(y))
             positions.append(self._positions(y.shape[1], self.video_rate_hz, y.device))
@@ -257,7 +271,7 @@ class SingleTokenConditioner(nn.Module):
 
     def forward(self, inputs: ConditionInputs) -> Condition:
         """Encode a batch into a sequence of one token."""
-        b = len(inputs.has_motion)
+        b = len(inputs)
         device = self.absent.device
         motion = inputs.motion
         if motion is None:

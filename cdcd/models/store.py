@@ -48,7 +48,11 @@ def load_model(folder: Path) -> tuple[ConditionalDenoiser, dict[str, Any]]:
     except (SafetensorError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder} must hold a whole model: {reason}; train again") from None
-    model = ConditionalDenoiser(ModelSpec(**facts.pop("spec")))
+    try:
+        spec = ModelSpec.from_dict(facts.pop("spec", {}))
+    except ValueError as error:
+        raise ModelError(f"{folder / 'model.json'}: {error}") from None
+    model = ConditionalDenoiser(spec)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

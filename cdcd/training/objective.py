@@ -12,11 +12,11 @@ from torch import Tensor
 
 from cdcd.diffusion.contrast import Contrast
 from cdcd.diffusion.losses import Adaptive, LossTerms, combine, row_weights
-from cdcd.diffusion.negatives import shuffled_chunks
+from cdcd.diffusion.negatives import shuffled_chunks, shuffled_patches
 from cdcd.diffusion.process import Noised, noise
 from cdcd.diffusion.schedule import Schedule
 from cdcd.diffusion.timesteps import StepSampler
-from cdcd.models.conditioner import ConditionInputs
+from cdcd.models.inputs import DropRates, Inputs
 from cdcd.models.model import ConditionalDenoiser
 from kernels.linear_posterior_loss import linear_posterior_loss
 from kernels.posterior_loss import PosteriorTerms, posterior_loss, weighted_posterior_loss
@@ -24,18 +24,18 @@ from kernels.posterior_loss import PosteriorTerms, posterior_loss, weighted_post
 
 @dataclass(frozen=True)
 class Batch:
-    """Cached tokens and features of some clips.
+    """Cached tokens and features of some clips or pictures.
 
     Attributes:
         z_0: tokens, int64 [b, l].
         inputs: the condition features.
-        labels: class of each clip (genre, or song where there is none), int64 [b].
+        labels: class of each sample (genre, or song where there is none), int64 [b].
         waveform_negatives: tokens of shuffled waveforms, int64 [b, n, l], where they were stored.
-        inter_negatives: tokens of clips of another class, int64 [b, n, l], where they are used.
+        inter_negatives: tokens of samples of another class, int64 [b, n, l], where they are used.
     """
 
     z_0: Tensor
-    inputs: ConditionInputs
+    inputs: Inputs
     labels: Tensor
     waveform_negatives: Tensor | None = None
     inter_negatives: Tensor | None = None
@@ -51,15 +51,16 @@ class Objective:
         negatives: where negatives come from.
         num_negatives: N.
         num_chunks: pieces that intra-negatives shuffle.
-        intra_unit: shuffle tokens, or use stored tokens of shuffled waveforms.
+        intra_unit: shuffle chunks of the token sequence (bands of a picture), use stored tokens of
+            shuffled waveforms, or shuffle square patches of a picture's `grid`.
         has_parallel_chains: each negative is noised and denoised on its own (Algorithm 1) instead
             of sharing the positive's z_t (released code; one network call instead of N + 1).
         auxiliary_weight: of -log p(z_0 | z_t).
         adaptive: direction of the weights over t.
         chunks_logits: never hold all logits (`kernels.linear_posterior_loss`): less memory, one
             more matrix product.
-        drop_motion: probability that a clip trains without its motion; likewise `drop_video`.
-        drop_all: probability that it trains without any condition.
+        drop: how often a sample trains without a part of its condition, or all of it.
+        grid: rows and columns of a picture's tokens; None for sound.
     """
 
     schedule: Schedule
@@ -67,14 +68,13 @@ class Objective:
     negatives: Literal["intra", "inter"]
     num_negatives: int
     num_chunks: int
-    intra_unit: Literal["tokens", "waveform"]
+    intra_unit: Literal["tokens", "waveform", "patches"]
     has_parallel_chains: bool
     auxiliary_weight: float
     adaptive: Adaptive
     chunks_logits: bool
-    drop_motion: float
-    drop_video: float
-    drop_all: float
+    drop: DropRates
+    grid: tuple[int, int] | None = None
 
     def __call__(
         self,
@@ -85,7 +85,7 @@ class Objective:
     ) -> LossTerms:
         """Loss of a training batch; `steps` is read, not updated."""
         t, p_t = steps.sample(len(batch.z_0), generator)
-        inputs = self.drop(batch.inputs, generator)
+        inputs = batch.inputs.dropped(self.drop, generator)
         negatives = self.draw_negatives(batch, generator) if self.contrast else None
         parallel = negatives if self.has_parallel_chains else None
         noised = noise(batch.z_0, t, self.schedule, generator, parallel)
@@ -113,7 +113,7 @@ class Objective:
         model: ConditionalDenoiser,
         z_t: Tensor,
         t: Tensor,
-        inputs: ConditionInputs,
+        inputs: Inputs,
         z_0: Tensor,
         negatives: Tensor | None,
     ) -> PosteriorTerms:
@@ -125,19 +125,6 @@ class Objective:
         head = model.denoiser.head
         return linear_posterior_loss(hidden, head.weight, head.bias, z_t, z_0, q, negatives)
 
-    def drop(self, inputs: ConditionInputs, generator: torch.Generator) -> ConditionInputs:
-        """Drop each modality at random, so that every subset of them can be asked for later."""
-        b = len(inputs.has_motion)
-        device = inputs.has_motion.device
-        u = torch.rand(3, b, generator=generator, device=device)
-        keep_any = u[0] >= self.drop_all
-        # One number for both modalities: they are dropped in turn, never together by chance.
-        motion = keep_any & (u[1] >= self.drop_motion)
-        video = keep_any & ((u[1] < self.drop_motion) | (u[2] >= self.drop_video))
-        return replace(
-            inputs, has_motion=inputs.has_motion & motion, has_video=inputs.has_video & video
-        )
-
     def draw_negatives(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """N negative token sequences a clip, int64 [b, n, l]."""
         if self.negatives == "inter":
@@ -147,10 +134,15 @@ class Objective:
             stored = batch.waveform_negatives
             assert stored is not None, "config requires stored waveform negatives"
             return stored[:, : self.num_negatives]
+        if self.intra_unit == "patches":
+            assert self.grid is not None, "only pictures have patches"
+            return shuffled_patches(
+                batch.z_0, self.num_negatives, self.grid, self.num_chunks, generator
+            )
         return shuffled_chunks(batch.z_0, self.num_negatives, self.num_chunks, generator)
 
     def chain_losses(
-        self, model: ConditionalDenoiser, noised: Noised, negatives: Tensor, inputs: ConditionInputs
+        self, model: ConditionalDenoiser, noised: Noised, negatives: Tensor, inputs: Inputs
     ) -> Tensor:
         """Bound of each negative on its own chain z_t^j ~ q(. | z_0^j), float [b, n]."""
         assert noised.negatives is not None
@@ -166,7 +158,7 @@ class Objective:
 def bound_per_clip(
     model: ConditionalDenoiser,
     z_0: Tensor,
-    inputs: ConditionInputs,
+    inputs: Inputs,
     schedule: Schedule,
     generator: torch.Generator,
     num_draws: int,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdcd.diffusion.losses import adaptive_weight
+from cdcd.diffusion.losses import adaptive_weights
 from cdcd.diffusion.process import transition_matrix
 from cdcd.diffusion.schedule import make_schedule
 from kernels.posterior_loss import StepCoefficients, posterior_log_probs, posterior_loss
@@ -208,8 +208,7 @@ class TestGolden:
         terms = posterior_loss(x, z_t.long(), z_0.long(), q, negatives)
         full, aux = case.endswith("full"), "aux" in case or case.endswith("full")
         adaptive = full or case == "aux_adaptive"
-        rising = adaptive_weight(t.long(), T, "increasing")
-        falling = adaptive_weight(t.long(), T, "decreasing")
+        falling, rising = adaptive_weights(t.long(), T, "opposed")
         one = torch.ones_like(rising)
         loss = terms.kl.sum(1)
         if aux:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cdcd.diffusion.contrast import Contrast, contrast_terms
-from cdcd.diffusion.losses import adaptive_weight, combine
+from cdcd.diffusion.losses import adaptive_weights, combine, row_weights
 from kernels.posterior_loss import PosteriorTerms
 
 
@@ -17,9 +17,15 @@ def terms(b=3, n=4, l=5, gap=0.0):
 
 def test_adaptive_weights():
     t = torch.tensor([1, 41, 80])
-    torch.testing.assert_close(adaptive_weight(t, 80, "increasing"), torch.tensor([1, 1.5, 1.9875]))
-    torch.testing.assert_close(adaptive_weight(t, 80, "decreasing"), torch.tensor([2, 1.5, 1.0125]))
-    torch.testing.assert_close(adaptive_weight(t, 80, "none"), torch.ones(3))
+    rising, falling = torch.tensor([1, 1.5, 1.9875]), torch.tensor([2, 1.5, 1.0125])
+    expected = {
+        "increasing": (rising, rising),
+        "decreasing": (falling, falling),
+        "opposed": (falling, rising),
+        "none": (torch.ones(3), torch.ones(3)),
+    }
+    for direction, pair in expected.items():
+        torch.testing.assert_close(tuple(adaptive_weights(t, 80, direction)), pair)
 
 
 def test_weight_zero_and_no_contrast_are_the_vanilla_loss():
@@ -74,3 +80,14 @@ def test_importance_weights_are_unbiased():
         at = torch.full((3,), t)
         losses.append(p * combine(x, at, torch.full((3,), p), 2, 0.0, "none", None).total)
     torch.testing.assert_close(sum(losses), 2 * x.kl.mean())
+
+
+@pytest.mark.parametrize("direction", ["increasing", "decreasing", "opposed", "none"])
+@pytest.mark.parametrize("contrast", [None, Contrast("step", "linear", 0.1),
+                                      Contrast("sample", "linear", 0.2)])  # fmt: skip
+def test_row_weights_add_up_to_the_total(direction, contrast):
+    x, t, p = terms(), torch.tensor([1, 2, 4]), torch.tensor([0.1, 0.2, 0.7])
+    choices = (4, 0.3, direction, contrast)
+    weights = row_weights(t, p, 5, *choices, 4)
+    total = sum((weights[name] * getattr(x, name)).sum() for name in weights)
+    torch.testing.assert_close(total, combine(x, t, p, *choices).total)

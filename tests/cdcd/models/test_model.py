@@ -5,16 +5,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cdcd.models.conditioner import ConditionInputs
+from cdcd.models.conditioner import DanceSpec
+from cdcd.models.inputs import ConditionInputs
 from cdcd.models.model import ConditionalDenoiser, ModelSpec
 from cdcd.models.store import ModelError, load_model, save_model
 
-SPEC = ModelSpec(
-    num_codes=32, num_steps=10, num_tokens=24, token_rate_hz=12.0, width=32, depth=2, num_heads=2,
-    feedforward_multiple=2, dropout=0.0, checkpoint_blocks=False, conditioner="sequence",
-    encoder_width=16, encoder_depth=1, encoders_frozen=False, motion_dim=219, motion_rate_hz=60.0,
-    motion_frames=120, video_dim=20, video_rate_hz=30.0, num_genres=0,
+DANCE = DanceSpec(
+    kind="sequence", token_rate_hz=12.0, width=16, depth=1, is_frozen=False, motion_dim=219,
+    motion_rate_hz=60.0, motion_frames=120, video_dim=20, video_rate_hz=30.0, num_genres=0,
 )  # fmt: skip
+SPEC = ModelSpec(
+    num_codes=32, num_steps=10, num_tokens=24, grid=None, width=32, depth=2, num_heads=2,
+    feedforward_multiple=2, feedforward="linear", modulation="shared", dropout=0.0,
+    checkpoint_blocks=False, conditioner=DANCE,
+)  # fmt: skip
+SINGLE = replace(
+    SPEC, conditioner=replace(DANCE, kind="single_token", is_frozen=True, num_genres=10)
+)
+THAWED = replace(SINGLE, conditioner=replace(SINGLE.conditioner, is_frozen=False))
 
 
 def inputs(b=3):
@@ -49,24 +57,21 @@ def test_every_encoder_parameter_receives_gradient():
 
 
 def test_frozen_single_token_encoders_receive_none_and_mix_does():
-    spec = replace(SPEC, conditioner="single_token", encoders_frozen=True, num_genres=10)
     x = inputs()
-    model, z_t, t = run(spec, x)
+    model, z_t, t = run(SINGLE, x)
     model(z_t, t, x).square().sum().backward()
     for name, p in model.conditioner.named_parameters():
         frozen = name.startswith(("motion.", "genre."))
         assert (p.grad is None) == frozen, name
-    thawed = replace(spec, encoders_frozen=False)
-    model, z_t, t = run(thawed, x)
+    model, z_t, t = run(THAWED, x)
     model(z_t, t, x).square().sum().backward()
     assert all(p.grad is not None for p in model.conditioner.motion.parameters())
 
 
 def test_with_one_condition_token_attention_cannot_choose():
     """paper_vs_code D5: with a single key the query and key weights have no gradient."""
-    spec = replace(SPEC, conditioner="single_token", num_genres=10)
     x = inputs()
-    model, z_t, t = run(spec, x)
+    model, z_t, t = run(THAWED, x)
     model(z_t, t, x).square().sum().backward()
     attention = model.denoiser.blocks[0].attend_cross
     assert float(attention.query.weight.grad.abs().max()) < 1e-6

@@ -29,7 +29,7 @@ def caches(tmp_path_factory):
                  "sequences": keys, "segment_seconds": 2}  # fmt: skip
         tokens = (genres[:, None] * 10 + random.integers(0, 2, (n, 16))).astype(np.int32)
         intra = np.stack([np.roll(tokens, s, axis=1) for s in (3, 5, 7)], axis=1)
-        codec = {"num_codes": 32, "hop": 2756, "sample_rate_hz": 22050, "codec_hash": "x"}
+        codec = {"num_codes": 32, "hop": 2756, "sample_rate_hz": 22050, "codec_sha256": "x"}
         write_split(root / "tokens", split, {"tokens": tokens, "intra": intra}, facts | codec)
         one = np.ones(n, np.uint8)
         signal = genres[:, None, None].astype(np.float32)
@@ -63,7 +63,7 @@ def make_params(**train):
 
 def run(caches, out, params, tracker=None, **options):
     return train_model(
-        params, tokens_dir=caches / "tokens", features_dir=caches / "features",
+        params, dataset="aist", tokens_dir=caches / "tokens", features_dir=caches / "features",
         codec_dir=caches / "codec", out_dir=out / "model", checkpoint_dir=out / "checkpoint",
         tracker=tracker, **options,
     )  # fmt: skip

@@ -48,6 +48,47 @@ class Codec(Protocol):
         ...
 
 
+class PictureCodec(Protocol):
+    """Pictures to tokens and back; frozen, on one device, without gradient.
+
+    Attributes:
+        factor: pixels per token, along each side.
+        num_codes: tokens lie in `0 .. num_codes - 1`.
+        image_size: pixels per side of the pictures it was made for.
+    """
+
+    @property
+    def factor(self) -> int:
+        """Pixels per token, along each side."""
+        ...
+
+    @property
+    def num_codes(self) -> int:
+        """Number of different tokens."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Pixels per side."""
+        ...
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures uint8 `[b, 3, h, w]` to tokens int64 `[b, (h / factor) (w / factor)]` by rows.
+
+        Raises:
+            ValueError: a side is no multiple of the factor.
+        """
+        ...
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens `[b, l]` of a square grid, of any integer type, to pictures uint8 `[b, 3, h, w]`.
+
+        Raises:
+            ValueError: l is no square, or a token is out of range.
+        """
+        ...
+
+
 def decode_stream(
     codec: Codec, chunks: Iterable[Tensor], *, block_tokens: int = 1024
 ) -> Iterator[Tensor]:

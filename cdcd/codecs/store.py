@@ -10,17 +10,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from cdcd.codecs.codebook import Codebook
 from cdcd.codecs.jukebox import JukeboxVQVAE
+from cdcd.codecs.vqgan import VQGAN
 from cdcd.data.files import sha256_file
 
 WEIGHTS, FACTS = "codec.safetensors", "codec.json"
+_KINDS: dict[str, type[JukeboxVQVAE] | type[VQGAN]] = {"jukebox": JukeboxVQVAE, "vqgan": VQGAN}
+_MEDIA = {"jukebox": "sound", "vqgan": "pictures"}
 
 
 class CodecError(ValueError):
     """A folder that holds no usable codec; the message is one line."""
 
 
-def save_codec(codec: JukeboxVQVAE, folder: str | Path, facts: dict[str, Any]) -> None:
+def save_codec(codec: JukeboxVQVAE | VQGAN, folder: str | Path, facts: dict[str, Any]) -> None:
     """Write `codec.safetensors` and `codec.json` into a folder that its caller renames when whole.
 
     Args:
@@ -34,7 +38,7 @@ def save_codec(codec: JukeboxVQVAE, folder: str | Path, facts: dict[str, Any]) -
     }
     save_file(state, folder / WEIGHTS)
     content = {
-        "kind": "jukebox",
+        "kind": next(kind for kind, cls in _KINDS.items() if isinstance(codec, cls)),
         "arguments": codec.arguments,
         "weights_sha256": sha256_file(folder / WEIGHTS),
         "facts": facts,
@@ -44,23 +48,46 @@ def save_codec(codec: JukeboxVQVAE, folder: str | Path, facts: dict[str, Any]) -
 
 
 def load_codec(folder: str | Path, device: str | torch.device = "cpu") -> JukeboxVQVAE:
-    """Read a codec, frozen and in evaluation mode.
+    """Read a codec of sound, frozen and in evaluation mode.
 
     Raises:
-        CodecError: a file is missing, cut short, or not the partner of the other.
+        CodecError: a file is missing, cut short, not the partner of the other, or of pictures.
     """
-    folder = Path(folder)
+    codec = _load(Path(folder), "jukebox", device)
+    assert isinstance(codec, JukeboxVQVAE)
+    return codec
+
+
+def load_picture_codec(folder: str | Path, device: str | torch.device = "cpu") -> VQGAN:
+    """Read a codec of pictures, frozen and in evaluation mode.
+
+    Raises:
+        CodecError: a file is missing, cut short, not the partner of the other, or of sound.
+    """
+    codec = _load(Path(folder), "vqgan", device)
+    assert isinstance(codec, VQGAN)
+    return codec
+
+
+def _load(folder: Path, kind: str, device: str | torch.device) -> JukeboxVQVAE | VQGAN:
     content = read_facts(folder)
+    found = content.get("kind")
+    if found != kind:
+        raise CodecError(
+            f"{folder} must hold a codec of {_MEDIA[kind]}: got one of "
+            f"{_MEDIA.get(str(found), repr(found))}; name the folder of the right dataset's codec"
+        )
     try:
-        codec = JukeboxVQVAE(**content["arguments"])
+        codec = _KINDS[kind](**content["arguments"])
         codec.load_state_dict(load_file(folder / WEIGHTS), strict=True)
-    except (SafetensorError, RuntimeError, TypeError) as error:
+    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CodecError(
             f"{folder}: the codec's weights do not fit its description ({reason}); "
             "run the codec stage again"
         ) from None
-    codec.codebook.adopt()
+    if isinstance(codec.codebook, Codebook):
+        codec.codebook.adopt()
     return codec.to(device).eval().requires_grad_(False)
 
 

@@ -1,4 +1,4 @@
-"""The `cdcd` command: `generate` music for a video, `ingest --check`, `doctor`, `presets`.
+"""The `cdcd` command: `generate` music and pictures, `ingest --check`, `doctor`, `presets`.
 
 Everything heavy is imported by the subcommand that needs it, so `cdcd --help` answers at once.
 """
@@ -15,10 +15,23 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+
+if TYPE_CHECKING:
+    from cdcd.diffusion.sampler import SamplerConfig
+    from cdcd.generation import MusicGenerator, PictureGenerator
+    from cdcd.generation.prompts import Planned
+
+MAX_NOTES = 3
+"""Lines on single prompts; the rest is counted."""
 
 EPILOG = """examples:
   cdcd generate --video dance.mp4 --out with_music.mp4
   cdcd generate --video dance.mp4 --out music.wav --seed 3 --model models:/cdcd-dance2music@champion
+  cdcd generate --text "a small red bird with black wings" --out bird.png
+  cdcd generate --class 3 --num 16 --out grid.png
+  cdcd generate --text "a blue bird" --out how_it_appears.gif
+  cdcd generate --prompts prompts.txt --out pictures/
   cdcd ingest --check downloads/aist --dataset aist
   cdcd presets apply aist/demo paper
 """
@@ -28,37 +41,62 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line, without importing anything heavy."""
     parser = argparse.ArgumentParser(
         prog="cdcd",
-        description="Discrete contrastive diffusion: music for dance videos.",
+        description="Discrete contrastive diffusion: music for dance videos, pictures from text "
+        "and of classes.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    generate = commands.add_parser("generate", help="put generated music on a dance video")
-    generate.add_argument("--video", required=True, type=Path, help="any dance video")
+    generate = commands.add_parser(
+        "generate", help="music for a dance video, pictures from text or of a class"
+    )
+    wanted = generate.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--video", type=Path, help="any dance video, to be given music")
+    wanted.add_argument("--text", help="what the pictures shall show, on one line")
+    wanted.add_argument(
+        "--class", dest="label", metavar="CLASS", help="number or name of the pictures' class"
+    )
+    wanted.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="a prompt on each line; or .csv with a column text or class, and any of seed, num and "
+        "name; started again, it continues",
+    )
     generate.add_argument(
         "--out",
         required=True,
-        type=Path,
-        help="file to write: .mp4 (the video with music) or .wav; missing folders are made",
+        help="of a video: .mp4 (the video with music) or .wav; of pictures: .png (several make a "
+        "grid), .gif (how one comes out of the mask), or a folder for single pictures and "
+        "index.json; missing folders are made",
     )
+    generate.add_argument("--num", type=int, help="pictures of each prompt (default: 1)")
     generate.add_argument(
         "--model",
-        default="data/models/aist",
-        help="folder of a trained model, or models:/NAME@ALIAS of the registry "
-        "(default: %(default)s under the current folder)",
+        help="folder of a trained model, or models:/NAME@ALIAS of the registry (default: "
+        "data/models/ with aist for videos, cub200 for text, imagenet for classes)",
     )
     generate.add_argument(
         "--codec",
         type=Path,
         help="folder of its codec (default: data/codecs/ with the name of the model's folder)",
     )
-    generate.add_argument("--seed", type=int, default=0, help="same seed, same music (default: 0)")
     generate.add_argument(
-        "--guidance", type=float, help="weight of the dance, 1 is none (default: the model's)"
+        "--encoder",
+        type=Path,
+        help="folder of its text encoder (default: data/encoders/ with that name)",
     )
     generate.add_argument(
-        "--truncation", type=float, help="kept probability mass, 0 to 1 (default: the model's)"
+        "--seed", type=int, default=0, help="same seed and --num, same output (default: 0)"
+    )
+    generate.add_argument(
+        "--guidance",
+        type=float,
+        help="weight of the condition, 1 is none (default: as scored)",
+    )
+    generate.add_argument(
+        "--truncation", type=float, help="kept probability mass, 0 to 1 (default: as scored)"
     )
     generate.add_argument("--no-progress", action="store_true", help="no progress bar")
 
@@ -87,23 +125,97 @@ def _write(text: str) -> None:
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
 
 
-def _model_folders(model: str, codec: Path | None) -> tuple[Path, Path]:
-    if model.startswith("models:"):
+def _note(text: str) -> None:
+    sys.stderr.write(f"cdcd: {text}\n")
+
+
+class _Folders(NamedTuple):
+    """Where a model and what it needs lie; the encoder is of models that read text alone."""
+
+    model: Path
+    codec: Path
+    encoder: Path | None
+    sampler: Path | None
+
+
+OPTIONS = {"dance2music": "--video", "text2image": "--text", "class2image": "--class"}
+"""What each task is given."""
+DATASETS = {"dance2music": "aist", "text2image": "cub200", "class2image": "imagenet"}
+"""Whose model is used where none is named."""
+
+
+def _folders(chosen: argparse.Namespace, task: str | None) -> _Folders:
+    """The chosen model's folders, checked: they are there, and the model is one of the task.
+
+    Args:
+        chosen: the command line.
+        task: what is asked for; None for pictures that only the model can tell the kind of.
+    """
+    dataset = DATASETS[task or "text2image"]
+    name = chosen.model or f"data/models/{dataset}"
+    codec: Path | None = chosen.codec
+    encoder: Path | None = chosen.encoder
+    if name.startswith("models:"):
         from cdcd.tracking import download_model
 
-        artifacts = download_model(model)
-        return artifacts["model"], codec or artifacts["codec"]
-    folder = Path(model)
-    return folder, codec or folder.parent.parent / "codecs" / folder.name
+        artifacts = download_model(name)
+        model = artifacts["model"]
+        codec, encoder = codec or artifacts["codec"], encoder or artifacts.get("encoder")
+        sampler = artifacts.get("sampler")
+    else:
+        model = Path(name)
+        data = model.parent.parent
+        codec = codec or data / "codecs" / model.name
+        encoder = encoder or data / "encoders" / model.name
+        sampler = data / "generated" / model.name / "summary.json"
+    if not model.is_dir():
+        command = "`make run`" if chosen.model else f'`make run DATASETS="{dataset}"`'
+        raise ValueError(
+            f"--model must be the folder of a trained model: got {model}; train it with {command}, "
+            "run from the repository's root, or name another"
+        )
+    from cdcd.generation.base import read_task
+
+    found = read_task(model)
+    if found != task and (task is not None or found == "dance2music"):
+        asked = "--prompts" if chosen.prompts is not None else OPTIONS[task or "text2image"]
+        wants = "pictures" if task is None else task
+        raise ValueError(
+            f"{asked} needs a model of {wants}: {name} is one of {found}, which takes "
+            f"{OPTIONS[found]}; name another with --model"
+        )
+    if found != "text2image":
+        encoder = None
+    for option, folder in (("--codec", codec), ("--encoder", encoder)):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(
+                f"{option} must be the folder of the model's {option[2:]}: got {folder}; train it "
+                "with `make run`, run from the repository's root, or name another"
+            )
+    return _Folders(model, codec, encoder, sampler)
+
+
+def _load(folders: _Folders) -> MusicGenerator | PictureGenerator:
+    from cdcd.generation.base import read_sampler
+    from cdcd.tasks import load_generator
+
+    sampler = read_sampler(folders.sampler)
+    return load_generator(folders.model, folders.codec, folders.encoder, sampler)
 
 
 def _generate(chosen: argparse.Namespace) -> None:
-    if chosen.out.suffix.lower() not in {".wav", ".mp4"}:
-        raise ValueError(f"--out must end in .wav or .mp4: got {chosen.out}; rename it")
-    if not chosen.video.is_file():
-        raise ValueError(f"--video must be a file: got {chosen.video}; check the path")
-    if chosen.out.resolve() == chosen.video.resolve():
-        raise ValueError(f"--out must differ from --video: got {chosen.out}; choose another name")
+    if not chosen.out.strip():
+        raise ValueError("--out must name a file or folder: got nothing; give it a name")
+    if chosen.video is not None:
+        _check_video(chosen)
+    _check_numbers(chosen)
+    if chosen.video is not None:
+        _generate_music(chosen)
+    else:
+        _generate_pictures(chosen)
+
+
+def _check_numbers(chosen: argparse.Namespace) -> None:
     if chosen.truncation is not None and not 0 < chosen.truncation <= 1:
         raise ValueError(f"--truncation must lie in (0, 1]: got {chosen.truncation}; use 0.86")
     if chosen.guidance is not None and not 0 <= chosen.guidance < float("inf"):
@@ -112,24 +224,134 @@ def _generate(chosen: argparse.Namespace) -> None:
         )
     if not 0 <= chosen.seed < 2**63:
         raise ValueError(f"--seed must lie in 0 .. 2**63 - 1: got {chosen.seed}; use 0")
-    model_dir, codec_dir = _model_folders(chosen.model, chosen.codec)
-    for option, folder in (("--model", model_dir), ("--codec", codec_dir)):
-        if not folder.is_dir():
-            raise ValueError(
-                f"{option} must be the folder of a trained {option[2:]}: got {folder}; train it "
-                "with `make run`, run from the repository's root, or name another"
-            )
-    from cdcd.tasks import load_generator
+    if chosen.num is not None:
+        from cdcd.generation.pictures import check_num
 
-    summary = load_generator(model_dir, codec_dir).generate_for_video(
+        check_num(chosen.num, "--num")
+
+
+def _check_video(chosen: argparse.Namespace) -> None:
+    out = Path(chosen.out)
+    if out.suffix.lower() not in {".wav", ".mp4"}:
+        raise ValueError(f"--out must end in .wav or .mp4: got {out}; rename it")
+    if not chosen.video.is_file():
+        raise ValueError(f"--video must be a file: got {chosen.video}; check the path")
+    if out.resolve() == chosen.video.resolve():
+        raise ValueError(f"--out must differ from --video: got {out}; choose another name")
+    if chosen.num is not None:
+        raise ValueError(f"--num is for pictures: got {chosen.num} with --video; leave it out")
+
+
+def _generate_music(chosen: argparse.Namespace) -> None:
+    generator = cast("MusicGenerator", _load(_folders(chosen, "dance2music")))
+    summary = generator.generate_for_video(
         chosen.video,
-        chosen.out,
+        Path(chosen.out),
         seed=chosen.seed,
         guidance=chosen.guidance,
         truncation=chosen.truncation,
         progress=not chosen.no_progress,
     )
     _write(f"{chosen.out}: {summary['duration_seconds']:.2f} s of music, seed {chosen.seed}")
+
+
+def _picture_kind(chosen: argparse.Namespace) -> Literal["png", "gif", "folder"]:
+    """What --out asks for."""
+    out = Path(chosen.out)
+    suffix = out.suffix.lower()
+    if chosen.out.endswith(("/", os.sep)) or out.is_dir() or not suffix:
+        return "folder"
+    if chosen.prompts is not None:
+        raise ValueError(
+            f"--out must be a folder for --prompts: got {out}; put a slash behind its name"
+        )
+    if suffix == ".gif":
+        if chosen.num not in (None, 1):
+            raise ValueError(f"--num must be 1 for a .gif, which shows one: got {chosen.num}")
+        return "gif"
+    if suffix != ".png":
+        raise ValueError(
+            f"--out must end in .png or .gif, or be a folder: got {out}; rename it, or put a slash "
+            "behind the name of a folder"
+        )
+    return "png"
+
+
+def _generate_pictures(chosen: argparse.Namespace) -> None:
+    kind = _picture_kind(chosen)
+    from cdcd.generation.prompts import PromptFile, Wish, plan, read_prompts
+
+    if chosen.prompts is not None:
+        asked = read_prompts(chosen.prompts)
+    elif chosen.text is not None:
+        asked = PromptFile("text", [Wish(chosen.text)], 0)
+    else:
+        asked = PromptFile("class", [Wish(chosen.label)], 0)
+    folders = _folders(chosen, f"{asked.kind}2image" if asked.kind else None)
+    generator = cast("PictureGenerator", _load(folders))
+    config = generator.sampler(chosen.guidance, chosen.truncation)
+    planned = plan(generator, asked.wishes, chosen.num or 1, chosen.seed, chosen.prompts)
+    cut = [one for one in planned if one.cut is not None]
+    for one in cut[:MAX_NOTES]:
+        _note(f"{'the prompt' if one.line is None else f'line {one.line}'}: {one.cut}")
+    if len(cut) > MAX_NOTES:
+        _note(f"{len(cut) - MAX_NOTES} more prompts were cut; the index says how much")
+    if kind == "folder":
+        _fill_folder(chosen, generator, planned, config, folders.model, asked.num_blank)
+        return
+    (one,) = planned
+    _draw_file(chosen, kind, generator, one, config)
+
+
+def _fill_folder(
+    chosen: argparse.Namespace,
+    generator: PictureGenerator,
+    planned: list[Planned],
+    config: SamplerConfig,
+    model_dir: Path,
+    num_blank: int,
+) -> None:
+    from cdcd.data.files import sha256_file
+    from cdcd.generation.prompts import INDEX, PictureFolder, fill_folder
+
+    folder = PictureFolder.open(chosen.out)
+    weights = sha256_file(model_dir / "model.safetensors")
+    done = fill_folder(generator, planned, folder, config, weights, not chosen.no_progress)
+    parts = [f"pictures written: {done.num_written}"]
+    if done.num_kept:
+        parts.append(f"there already: {done.num_kept}")
+    if num_blank:
+        parts.append(f"blank lines skipped: {num_blank}")
+    _write(f"{folder.path}: {', '.join(parts)}; {INDEX} lists them")
+
+
+def _draw_file(
+    chosen: argparse.Namespace,
+    kind: Literal["png", "gif"],
+    generator: PictureGenerator,
+    one: Planned,
+    config: SamplerConfig,
+) -> None:
+    import numpy as np
+
+    from cdcd import pictures
+    from cdcd.generation.base import step_bar
+
+    is_shown = not chosen.no_progress
+    if kind == "gif":
+        frames = generator.denoising_frames(
+            one.condition, one.seed, chosen.guidance, chosen.truncation, is_shown
+        )
+        pictures.gif(frames, chosen.out)
+        _write(f"{chosen.out}: out of the mask in {len(frames) - 1} steps, seed {one.seed}")
+        return
+    side = generator.image_size
+    pictures.check_grid(one.num, side, side)
+    with step_bar(generator.num_calls(one.num, config), is_shown) as advance:
+        parts = list(generator.draw(one.condition, one.num, one.seed, config, advance))
+    pictures.grid(np.concatenate(parts), chosen.out)
+    many = f"{one.num} pictures of" if one.num > 1 else "a picture of"
+    _write(f"{chosen.out}: {many} {side} x {side} pixels, seed {one.seed}")
 
 
 def _check(chosen: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,34 +17,37 @@ from typing import Any
 from cdcd import tracking
 from cdcd.config import Params
 from cdcd.data.files import write_json
+from cdcd.data.samples import TASKS
 
 logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
 CANDIDATE = "candidate"
 CHAMPION = "champion"
-# What loading the model and generating from a video import, beside MLflow itself.
-REQUIREMENTS = (
-    "torch",
-    "numpy",
-    "safetensors",
-    "pandas",
-    "tqdm",
-    "av",
-    "decord",
-    "soundfile",
-    "soxr",
-)
+# What loading a model and generating with it import, beside MLflow itself.
+_COMMON = ("torch", "numpy", "safetensors", "pandas", "tqdm", "pillow")
+REQUIREMENTS = {
+    "dance2music": (*_COMMON, "av", "decord", "soundfile", "soxr"),
+    "text2image": (*_COMMON, "transformers", "tokenizers"),
+    "class2image": _COMMON,
+}
+DESCRIPTIONS = {
+    "dance2music": ("Music for dance videos", "songs"),
+    "text2image": ("Pictures from text", "captions"),
+    "class2image": ("Pictures of classes", "pictures"),
+}
+"""What each task makes, and what was held out to score it."""
 
 
 class RegistrationError(ValueError):
     """A model that must not be registered; the message says why and what to run."""
 
 
-def requirements() -> list[str]:
+def requirements(task: str) -> list[str]:
     """The versions installed here, pinned; a local suffix such as `+cpu` is no version of PyPI."""
     return [
-        f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS
+        f"{name}=={importlib.metadata.version(name).partition('+')[0]}"
+        for name in REQUIREMENTS[task]
     ]
 
 
@@ -75,6 +79,26 @@ def check_weights(folder: Path, name: str) -> None:
         raise RegistrationError(
             f"{weights} must be a safetensors file: {' '.join(str(error).split())}; train again"
         ) from None
+
+
+def check_encoder(folder: Path) -> None:
+    """Check that a folder holds a text encoder whose every number is finite.
+
+    Raises:
+        RegistrationError: as said.
+    """
+    from cdcd.features.text import TextEncoder
+
+    try:
+        encoder = TextEncoder.load(folder)
+    except ValueError as error:
+        raise RegistrationError(f"a registered model needs its text encoder: {error}") from None
+    for name, weights in encoder.model.named_parameters():
+        if not bool(weights.isfinite().all()):
+            raise RegistrationError(
+                f"weights must be finite: {name} of {folder} holds NaN or infinity; run the codec "
+                "stage again, with a lower codec.text.learning_rate"
+            )
 
 
 def model_scores(metrics_path: Path) -> dict[str, float]:
@@ -131,16 +155,19 @@ def register_model(
     codec_dir: str | Path,
     metrics_path: str | Path,
     out_path: str | Path,
+    encoder_dir: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Register a trained model with its codec under its dataset's name, and set the aliases.
+    """Register a trained model with what it needs under its dataset's name, and set the aliases.
 
     Args:
-        params: `register.names` names the model, `register.main_score` the score that decides.
+        params: `register.names` names the model, `register.main_score` the score that decides
+            (of the dataset's own view), `generate` how the model samples where nobody says.
         dataset: what it was trained on.
         model_dir: with model.safetensors, model.json and run.json.
         codec_dir: with codec.safetensors and codec.json.
         metrics_path: the table that `evaluate` wrote.
         out_path: JSON that receives what is returned.
+        encoder_dir: with the text encoder in `text/`; only used, and needed, by models of texts.
 
     Returns:
         name, version, aliases, uri, score (name and mean) and champion (version and mean).
@@ -149,11 +176,23 @@ def register_model(
         RegistrationError: weights or scores are missing or not finite; nothing is registered.
         TrackingError: the registry cannot be opened.
     """
+    from cdcd.tasks import sampler_of
+
     model_dir, codec_dir, metrics_path = Path(model_dir), Path(codec_dir), Path(metrics_path)
     name = str(getattr(params.register_.names, dataset))
     main = params.register_.main_score
     check_weights(model_dir, "model")
     check_weights(codec_dir, "codec")
+    task = TASKS[dataset]
+    artifacts = {"model": model_dir, "codec": codec_dir}
+    if task == "text2image":
+        if encoder_dir is None:
+            raise RegistrationError(
+                f"a registered model of {dataset} needs its text encoder: got none; give "
+                f"encoder_dir, such as data/encoders/{dataset}"
+            )
+        artifacts["encoder"] = Path(encoder_dir)
+        check_encoder(Path(encoder_dir))
     scores = model_scores(metrics_path)
     if main not in scores:
         raise RegistrationError(
@@ -169,20 +208,25 @@ def register_model(
     trained_by = tracking.read_run_id(model_dir / "run.json")
     if trained_by is not None:
         tags["train_run_id"] = trained_by
-    version = tracking.log_model_version(
-        name,
-        dataset=dataset,
-        python_model=PACKAGE / "serving.py",
-        artifacts={"model": model_dir, "codec": codec_dir},
-        code_paths=[PACKAGE, PACKAGE.parent / "kernels"],
-        requirements=requirements(),
-        tags=tags,
-        description=(
-            f"Music for dance videos, trained on {dataset}; {main} {scores[main]:.3f} on held-out "
-            "songs. Loading it runs the code it holds."
-        ),
-        metadata={"dataset": dataset, "main_score": main, "scores": scores},
-    )
+    made, held_out = DESCRIPTIONS[task]
+    with tempfile.TemporaryDirectory() as temporary:
+        artifacts["sampler"] = Path(temporary) / "sampler.json"
+        write_json(artifacts["sampler"], {"sampler": sampler_of(params)})
+        version = tracking.log_model_version(
+            name,
+            dataset=dataset,
+            task=task,
+            python_model=PACKAGE / "serving.py",
+            artifacts=artifacts,
+            code_paths=[PACKAGE, PACKAGE.parent / "kernels"],
+            requirements=requirements(task),
+            tags=tags,
+            description=(
+                f"{made}, trained on {dataset}; {main} {scores[main]:.3f} on held-out {held_out}. "
+                "Loading it runs the code it holds."
+            ),
+            metadata={"dataset": dataset, "task": task, "main_score": main, "scores": scores},
+        )
     aliases = [CANDIDATE]
     tracking.set_alias(name, CANDIDATE, version.version)
     if is_promoted(scores[main], main, dataset, champion):

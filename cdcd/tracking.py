@@ -405,6 +405,7 @@ def log_model_version(
     name: str,
     *,
     dataset: str,
+    task: str,
     python_model: Path,
     artifacts: Mapping[str, Path],
     code_paths: list[Path],
@@ -413,7 +414,7 @@ def log_model_version(
     description: str,
     metadata: Mapping[str, Any],
 ) -> ModelVersion:
-    """Log a models-from-code pyfunc (a video's path in, a file with music out) and register it.
+    """Log a models-from-code pyfunc (a video, a text or a class in, files out) and register it.
 
     The model holds the code, the artifacts' files and the requirements: nothing is pickled, and a
     clean environment loads it with `MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false`.
@@ -421,6 +422,7 @@ def log_model_version(
     Args:
         name: of the registered model.
         dataset: its experiment holds the run.
+        task: decides the columns that go in and come out.
         python_model: the file that calls `mlflow.models.set_model`.
         artifacts: folders copied into the model, by the names that `context.artifacts` uses.
         code_paths: packages copied into the model.
@@ -435,30 +437,7 @@ def log_model_version(
                 "register needs the tracking store: got CDCD_TRACKING=off; unset it"
             )
         import mlflow
-        from mlflow.models import ModelSignature
-        from mlflow.types import ColSpec, DataType, Schema
 
-        def column(kind: DataType, label: str, required: bool = True) -> ColSpec:
-            return ColSpec(kind, label, required=required)
-
-        signature = ModelSignature(
-            inputs=Schema(
-                [
-                    column(DataType.string, "video"),
-                    column(DataType.string, "out", required=False),
-                    column(DataType.long, "seed", required=False),
-                    column(DataType.double, "guidance", required=False),
-                    column(DataType.double, "truncation", required=False),
-                ]
-            ),
-            outputs=Schema(
-                [
-                    column(DataType.string, "audio_path"),
-                    column(DataType.long, "sample_rate_hz"),
-                    column(DataType.double, "duration_seconds"),
-                ]
-            ),
-        )
         mlflow.set_tracking_uri(tracking_uri())
         with mlflow.start_run(run_id=tracker.run_id):
             logged = mlflow.pyfunc.log_model(
@@ -467,7 +446,7 @@ def log_model_version(
                 artifacts={key: str(path) for key, path in artifacts.items()},
                 code_paths=[str(path) for path in code_paths],
                 pip_requirements=requirements,
-                signature=signature,
+                signature=_signature(task),
                 metadata=dict(metadata),
                 registered_model_name=name,
             )
@@ -477,6 +456,37 @@ def log_model_version(
             client.set_model_version_tag(name, version, key, str(value))
         client.update_model_version(name, version, description=description)
         return ModelVersion._of(client.get_model_version(name, version))
+
+
+def _signature(task: str) -> Any:
+    """What `cdcd.serving` reads and returns, for MLflow."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType, Array
+
+    def optional(**kinds: DataType) -> list[ColSpec]:
+        return [ColSpec(kind, label, required=False) for label, kind in kinds.items()]
+
+    text, number, whole = DataType.string, DataType.double, DataType.long
+    settings = optional(out=text, seed=whole, guidance=number, truncation=number)
+    if task == "dance2music":
+        given = [ColSpec(text, "video")]
+        made = [
+            ColSpec(text, "audio_path"),
+            ColSpec(whole, "sample_rate_hz"),
+            ColSpec(number, "duration_seconds"),
+        ]
+    else:
+        # A class is a number or a name.
+        asked = ColSpec(text, "text") if task == "text2image" else ColSpec(AnyType(), "class")
+        given = [asked, *optional(num=whole)]
+        made = [
+            ColSpec(Array(text), "image_paths"),
+            ColSpec(whole, "width"),
+            ColSpec(whole, "height"),
+            ColSpec(whole, "num_tokens_dropped"),
+        ]
+    return ModelSignature(inputs=Schema([*given, *settings]), outputs=Schema(made))
 
 
 def version_by_alias(name: str, alias: str) -> ModelVersion | None:

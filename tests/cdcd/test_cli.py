@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,11 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cdcd import cli, tasks
 from cdcd.data.files import atomic_path
+from cdcd.models.picture_conditioner import ClassSpec
 from tests.cdcd.data import tiny_pictures, tiny_tiktok
+from tests.cdcd.generation import tiny_models
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -38,6 +42,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any
     monkeypatch.chdir(tmp_path)
     Path("dance.mp4").write_bytes(b"x")
     Path("data/models/aist").mkdir(parents=True)
+    Path("data/models/aist/model.json").write_text('{"task": "dance2music"}')
     Path("data/codecs/aist").mkdir(parents=True)
     seen: list[dict[str, Any]] = []
 
@@ -46,7 +51,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any
             seen[-1] |= {"video": video, "out": out, **options}
             return {"duration_seconds": 2.0, "sample_rate_hz": 22050}
 
-    def load(model_dir: Path, codec_dir: Path) -> Recorder:
+    def load(model_dir: Path, codec_dir: Path, encoder_dir: None, sampler: None) -> Recorder:
         seen.append({"model": model_dir, "codec": codec_dir})
         return Recorder()
 
@@ -84,9 +89,14 @@ def test_generate_passes_everything_on(
         ("--video dance.mp4 --out o.wav --truncation nan", "--truncation must lie in (0, 1]"),
         ("--video dance.mp4 --out o.wav --guidance inf", "--guidance must be a finite number"),
         ("--video dance.mp4 --out o.wav --seed -1", "--seed must lie in"),
+        ("--video dance.mp4 --out o.wav --num 2", "--num is for pictures: got 2 with --video"),
         (
             "--video dance.mp4 --out o.wav --model no",
-            "--model must be the folder of a trained model",
+            "--model must be the folder of a trained model: got no; train it with `make run`",
+        ),
+        (
+            "--video dance.mp4 --out o.wav --codec no",
+            "--codec must be the folder of the model's codec: got no; train it with `make run`",
         ),
     ],
 )
@@ -112,6 +122,7 @@ def test_a_registered_model_is_fetched(
     fetched = {"model": tmp_path / "0" / "aist", "codec": tmp_path / "1" / "aist"}
     for path in fetched.values():
         path.mkdir(parents=True)
+    (fetched["model"] / "model.json").write_text('{"task": "dance2music"}')
     monkeypatch.setattr(tracking, "download_model", lambda uri: fetched)
     arguments = "generate --video dance.mp4 --out o.wav --model models:/m@champion"
     assert cli.main(arguments.split()) == 0
@@ -162,13 +173,11 @@ def test_presets_list_and_show(
     monkeypatch.chdir(root)
     assert cli.main(["presets", "list"]) == 0
     listed = capsys.readouterr().out
-    assert [line.split()[0] for line in listed.splitlines()] == [
-        "fixed",
-        "official",
-        "paper",
-        "aist/demo",
-        "aist/paper",
-    ]
+    folder = root / "presets"
+    scaled = sorted(path.relative_to(folder).as_posix()[:-5] for path in folder.glob("*/*.yaml"))
+    names = [line.split()[0] for line in listed.splitlines()]
+    assert names == ["fixed", "official", "paper", *scaled]
+    assert {"aist/demo", "cub200/demo", "coco/demo", "imagenet/demo"} <= set(names)
     assert cli.main(["presets", "show", "paper"]) == 0
     assert capsys.readouterr().out == (root / "presets" / "paper.yaml").read_text()
     assert cli.main(["presets", "show", "papr"]) == 1
@@ -196,6 +205,282 @@ def test_a_terminated_command_leaves_nothing_behind(
     assert capsys.readouterr().err == "cdcd: terminated\n"
     assert list(out.parent.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+# generate pictures
+
+RED = "a small red bird with black wings"
+
+
+@pytest.fixture(scope="module")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tiny_models.write_models(tmp_path_factory.mktemp("tiny") / "data", "cub200")
+    return tiny_models.write_models(data, "imagenet", ClassSpec(len(tiny_models.CLASS_NAMES), 8))
+
+
+@pytest.fixture
+def pictures(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with trained models in data/."""
+    monkeypatch.chdir(tmp_path)
+    Path("data").symlink_to(tiny_data)
+    Path("dance.mp4").write_bytes(b"x")
+    return tmp_path
+
+
+def _generate(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(["generate", *arguments, "--no-progress"])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def _image(path: str) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_a_text_becomes_a_picture(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = _generate(capsys, "--text", RED, "--out", "new/bird.png", "--seed", "2")
+    assert done == (0, "new/bird.png: a picture of 16 x 16 pixels, seed 2\n", "")
+    first = _image("new/bird.png")
+    assert first.shape == (16, 16, 3)
+    _generate(capsys, "--text", RED, "--out", "again.PNG", "--seed", "2")
+    np.testing.assert_array_equal(_image("again.PNG"), first)
+    _generate(capsys, "--text", RED, "--out", "other.png", "--seed", "3")
+    assert not np.array_equal(_image("other.png"), first)
+
+
+def test_a_class_becomes_a_grid(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = _generate(capsys, "--class", "3", "--num", "16", "--out", "grid.png")
+    assert done == (0, "grid.png: 16 pictures of 16 x 16 pixels, seed 0\n", "")
+    assert _image("grid.png").shape == (4 * 18 - 2, 4 * 18 - 2, 3)
+    assert _generate(capsys, "--class", "Tinca tinca", "--out", "a.png")[0] == 0
+    assert _generate(capsys, "--class", "0", "--out", "b.png")[0] == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
+def test_a_gif_shows_how_a_picture_appears(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    done = _generate(capsys, "--text", RED, "--out", "bird.gif")
+    assert done == (0, "bird.gif: out of the mask in 5 steps, seed 0\n", "")
+    with Image.open("bird.gif") as moving:
+        assert moving.n_frames == 6
+        assert moving.info["loop"] == 0
+
+
+@pytest.mark.parametrize("out", ["birds/", "birds"])
+def test_a_folder_gets_single_pictures_with_an_index(
+    pictures: Path, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    arguments = ("--text", RED, "--num", "2", "--out", out)
+    done = _generate(capsys, *arguments)
+    assert done == (0, "birds: pictures written: 2; index.json lists them\n", "")
+    listed = json.loads(Path("birds/index.json").read_text())["pictures"]
+    assert [(e["text"], e["seed"], (Path("birds") / e["file"]).is_file()) for e in listed] == [
+        (RED, 0, True)
+    ] * 2
+    done = _generate(capsys, *arguments)
+    assert done[1] == "birds: pictures written: 0, there already: 2; index.json lists them\n"
+
+
+def test_a_file_of_prompts_is_drawn_and_continued(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("p.txt").write_text(f"{RED}\n\n{'a blue bird ' * 800}\n")
+    code, out, err = _generate(capsys, "--prompts", "p.txt", "--out", "made")
+    assert code == 0
+    assert out == "made: pictures written: 2, blank lines skipped: 1; index.json lists them\n"
+    assert err.startswith("cdcd: line 3: the model reads 77 of ")
+    assert err.count("\n") == 1
+    with Path("p.txt").open("a") as file:
+        file.write("a green bird\n")
+    code, out, _ = _generate(capsys, "--prompts", "p.txt", "--out", "made")
+    assert out.startswith("made: pictures written: 1, there already: 2")
+    # A line gives the picture that its prompt gives alone.
+    _generate(capsys, "--text", RED, "--out", "alone.png")
+    assert Path("alone.png").read_bytes() == next(Path("made").glob("00001*")).read_bytes()
+
+
+def test_a_csv_of_classes_finds_its_model(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("p.csv").write_text("class,num,seed,name\ngreat grey owl,2,4,owl\n0,,,\n")
+    assert _generate(capsys, "--prompts", "p.csv", "--out", "made/")[0] == 0
+    assert {path.name for path in Path("made").iterdir()} == {
+        "index.json", "owl-0.png", "owl-1.png", "00003-class-0-tench-tinca-tinca.png",
+    }  # fmt: skip
+    Path("p.txt").write_text("0\ngreat grey owl\n")
+    arguments = ("--prompts", "p.txt", "--model", "data/models/imagenet", "--out", "other")
+    assert _generate(capsys, *arguments)[1].startswith("other: pictures written: 2")
+
+
+def test_what_is_cut_of_a_prompt_is_told(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = _generate(capsys, "--text", ("a red bird " * 1000)[:10_000], "--out", "o.png")
+    assert (code, out) == (0, "o.png: a picture of 16 x 16 pixels, seed 0\n")
+    assert err.startswith("cdcd: the prompt: the model reads 77 of ")
+    assert err.count("\n") == 1
+    assert len(err) < 200
+
+
+def test_many_cut_prompts_are_counted(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("p.txt").write_text(("a blue bird " * 80 + "\n") * 5)
+    err = _generate(capsys, "--prompts", "p.txt", "--out", "made")[2]
+    assert err.splitlines()[3] == "cdcd: 2 more prompts were cut; the index says how much"
+    assert err.count("\n") == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--text", "", "--out", "o.png"], "a prompt must say something: got ''"),
+        (["--text", "  \t", "--out", "o.png"], "a prompt must say something"),
+        (["--text", "a\nbird", "--out", "o.png"], "a prompt must be one line without control"),
+        (["--text", "a \x1b[31m bird", "--out", "o/"], "a prompt must be one line without control"),
+        (["--class", "4", "--out", "o.png"], "class must lie in 0 .. 3: got 4"),
+        (["--class", "-1", "--out", "o.png"], "class must lie in 0 .. 3: got -1"),
+        (["--class", "owl", "--out", "o.png"], "class must be a number in 0 .. 3 or a name"),
+        (["--class", "crane", "--out", "o.png"], "class must be one: 'crane' names 1, 3"),
+        (["--text", RED, "--num", "0", "--out", "o.png"], "--num must lie in 1 .. 10000: got 0"),
+        (["--text", RED, "--num", "-2", "--out", "o/"], "--num must lie in 1 .. 10000: got -2"),
+        (["--text", RED, "--num", "10001", "--out", "o/"], "--num must lie in 1 .. 10000: got 100"),
+        (["--text", RED, "--num", "2", "--out", "o.gif"], "--num must be 1 for a .gif"),
+        (["--text", RED, "--out", "o.jpg"], "--out must end in .png or .gif, or be a folder: got"),
+        (["--text", RED, "--out", ""], "--out must name a file or folder: got nothing"),
+        (["--text", RED, "--out", "a_file"], "--out must be a folder here: a_file is a file"),
+        (["--text", RED, "--seed", "-1", "--out", "o.png"], "--seed must lie in"),
+        (["--text", RED, "--guidance", "nan", "--out", "o.png"], "--guidance must be a finite"),
+        (["--text", RED, "--truncation", "2", "--out", "o.png"], "--truncation must lie in (0, 1]"),
+        (
+            ["--text", RED, "--out", "o.png", "--model", "data/models/imagenet"],
+            "--text needs a model of text2image: data/models/imagenet is one of class2image, which "
+            "takes --class; name another with --model",
+        ),
+        (
+            ["--class", "1", "--out", "o.png", "--model", "data/models/cub200"],
+            "--class needs a model of class2image: data/models/cub200 is one of text2image",
+        ),
+        (
+            ["--video", "dance.mp4", "--out", "o.wav", "--model", "data/models/cub200"],
+            "--video needs a model of dance2music: data/models/cub200 is one of text2image",
+        ),
+        (
+            ["--prompts", "classes.csv", "--out", "o/", "--model", "data/models/cub200"],
+            "--prompts needs a model of class2image: data/models/cub200 is one of text2image",
+        ),
+        (
+            ["--text", RED, "--out", "o.png", "--encoder", "no"],
+            "--encoder must be the folder of the model's encoder: got no; train it with `make run`",
+        ),
+        (["--prompts", "no.txt", "--out", "o/"], "no.txt must be a file of prompts: there is none"),
+        (["--prompts", "classes.csv", "--out", "o.png"], "--out must be a folder for --prompts"),
+        (["--prompts", "classes.csv", "--out", "o/"], "classes.csv, line 3: class must lie in"),
+    ],
+)
+def test_a_wrong_wish_is_one_line(
+    pictures: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    Path("a_file").touch()
+    Path("classes.csv").write_text("class\n1\n9\n")
+    before = {path.name for path in pictures.iterdir()}
+    code, out, err = _generate(capsys, *arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"cdcd: {words}"), err
+    assert err.count("\n") == 1
+    assert {path.name for path in pictures.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dataset"),
+    [(["--text", RED], "cub200"), (["--class", "3"], "imagenet"), (["--video", "d.mp4"], "aist")],
+)
+def test_a_model_that_was_never_trained_is_one_line_with_the_command(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    dataset: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("d.mp4").touch()
+    out = "o.wav" if dataset == "aist" else "o.png"
+    _, _, err = _generate(capsys, *arguments, "--out", out)
+    assert err == (
+        f"cdcd: --model must be the folder of a trained model: got data/models/{dataset}; train it "
+        f'with `make run DATASETS="{dataset}"`, run from the repository\'s root, or name another\n'
+    )
+
+
+def test_a_grid_that_nobody_could_open_is_refused_before_it_is_drawn(
+    pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cdcd import pictures as drawings
+
+    monkeypatch.setattr(drawings, "MAX_PIXELS", 1000)
+    code, _, err = _generate(capsys, "--text", RED, "--num", "9", "--out", "o.png")
+    assert code == 1
+    assert err.startswith("cdcd: a grid must have at most 1000 pixels: 9 pictures of 16 x 16 are")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--out", "o.png"], ["--text", "a", "--class", "1", "--out", "o.png"]]
+)
+def test_exactly_one_thing_is_asked_for(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["generate", *arguments])
+    assert end.value.code == 2
+    assert "--text" in capsys.readouterr().err
+
+
+def test_a_model_samples_as_it_was_scored(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("data").unlink()
+    tiny_models.write_models(Path("data"), "imagenet", ClassSpec(4, 8))
+    _generate(capsys, "--class", "1", "--out", "default")
+    summary = Path("data/generated/imagenet/summary.json")
+    summary.parent.mkdir(parents=True)
+    summary.write_text('{"sampler": {"truncation": 0.5, "guidance": 4.0, "stride": 2}}')
+    _generate(capsys, "--class", "1", "--out", "scored")
+    _generate(capsys, "--class", "1", "--out", "asked", "--guidance", "2")
+    settings = {}
+    for name in ("default", "scored", "asked"):
+        (entry,) = json.loads((Path(name) / "index.json").read_text())["pictures"]
+        settings[name] = entry["truncation"], entry["guidance"], entry["stride"]
+    default = tasks.DEFAULT_SAMPLER
+    assert settings == {
+        "default": (default["truncation"], default["guidance"], default["stride"]),
+        "scored": (0.5, 4.0, 2),
+        "asked": (0.5, 2.0, 2),
+    }
+    summary.write_text("{}")
+    code, _, err = _generate(capsys, "--class", "1", "--out", "broken")
+    assert code == 1
+    assert err.endswith(
+        "summary.json must hold the settings of the sampler: it does not; run "
+        "`dvc repro generate`\n"
+    )
+
+
+def test_a_registered_text_model_brings_its_encoder(
+    pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cdcd import tracking
+
+    folders = {"model": "models", "codec": "codecs", "encoder": "encoders"}
+    fetched = {key: Path("data") / kind / "cub200" for key, kind in folders.items()}
+    monkeypatch.setattr(tracking, "download_model", lambda uri: fetched)
+    arguments = ("--text", RED, "--model", "models:/m@champion", "--out", "o.png")
+    assert _generate(capsys, *arguments)[0] == 0
+    assert Path("o.png").is_file()
 
 
 # ingest --check

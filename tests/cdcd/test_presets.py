@@ -10,11 +10,19 @@ import yaml
 
 from cdcd import presets
 from cdcd.config import ConfigError, load_params
+from cdcd.models import paper
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = presets.list_presets(ROOT / "presets")
 BEHAVIOURS = [name for name in NAMES if "/" not in name]
 SCALES = [name for name in NAMES if "/" in name]
+DATASETS = ("aist", "cub200", "coco", "imagenet")
+DEMOS = [f"{name}/demo" for name in DATASETS]
+
+
+def _is_rate(key: str) -> bool:
+    # The scale's, unless a behaviour claims one.
+    return key.endswith(".train.optimizer.learning_rate")
 
 
 @pytest.fixture
@@ -37,7 +45,10 @@ def _preset_keys(name: str) -> set[str]:
 
 def test_the_named_sets_exist() -> None:
     assert set(BEHAVIOURS) == {"official", "paper", "fixed"}
-    assert set(SCALES) == {"aist/demo", "aist/paper"}
+    assert set(SCALES) == {
+        *(f"{name}/{scale}" for name in DATASETS for scale in ("demo", "paper")),
+        "imagenet/released",
+    }
     assert all(NAMES.values())
 
 
@@ -50,24 +61,28 @@ def test_every_behaviour_at_every_scale_is_valid(here: Path, behaviour: str, sca
 
 def test_the_default_is_fixed_at_the_demo_scale(here: Path) -> None:
     before = Path("params.yaml").read_text(encoding="utf-8")
-    presets.apply(["aist/paper", "paper"])
+    presets.apply([*(name for name in SCALES if name not in DEMOS), "paper"])
     assert Path("params.yaml").read_text(encoding="utf-8") != before
-    presets.apply(["aist/demo", "fixed"])
+    presets.apply([*DEMOS, "fixed"])
     assert yaml.safe_load(Path("params.yaml").read_text()) == yaml.safe_load(before)
 
 
 def test_presets_of_a_kind_set_the_same_keys() -> None:
     # Otherwise going from one to another would leave values of the first behind.
-    learning_rate = {".train.optimizer.learning_rate"}  # the scale's, unless a behaviour claims one
-    assert len({frozenset(_preset_keys(n) - learning_rate) for n in BEHAVIOURS}) == 1
-    assert len({frozenset(_preset_keys(n)) for n in SCALES}) == 1
+    def fixed_keys(name: str) -> frozenset[str]:
+        return frozenset(key for key in _preset_keys(name) if not _is_rate(key))
+
+    assert len({fixed_keys(name) for name in BEHAVIOURS}) == 1
+    for dataset in DATASETS:
+        mine = [name for name in SCALES if name.startswith(f"{dataset}/")]
+        assert len({frozenset(_preset_keys(name)) for name in mine}) == 1
 
 
 def test_behaviours_and_scales_touch_different_keys() -> None:
     for behaviour in BEHAVIOURS:
         for scale in SCALES:
             shared = _preset_keys(behaviour) & _preset_keys(scale)
-            assert shared <= {".train.optimizer.learning_rate"}
+            assert all(map(_is_rate, shared))
 
 
 def test_the_order_of_names_does_not_matter(here: Path) -> None:
@@ -107,13 +122,59 @@ def test_the_paper_scale_has_the_papers_sizes(here: Path) -> None:
     assert (denoiser.depth, denoiser.width, denoiser.num_heads) == (19, 1024, 16)
 
 
+def test_behaviours_hold_for_pictures_too(here: Path) -> None:
+    """paper_vs_code D6, D8, D9, D10, D42; tables 3 and 4 of the paper."""
+    official = presets.apply(["official"])
+    for dataset, mode, negatives, weight, truncation in (
+        ("cub200", "sample", "inter", 5e-6, 0.85),
+        ("coco", "step", "intra", 5e-5, 0.85),
+        ("imagenet", "step", "intra", 5e-5, 0.86),
+    ):
+        mine = official.of(dataset)
+        contrast = mine.train.contrast
+        assert (contrast.mode, contrast.negatives, contrast.weight) == (mode, negatives, weight)
+        assert mine.train.diffusion.adaptive == "opposed"
+        assert mine.generate.truncation == truncation
+    params = presets.apply(["paper"])
+    for dataset in ("cub200", "coco", "imagenet"):
+        mine = params.of(dataset)
+        contrast = mine.train.contrast
+        assert (contrast.mode, contrast.negatives, contrast.weight) == ("sample", "inter", 5e-5)
+        assert mine.train.diffusion.num_steps == 80
+        assert mine.train.optimizer.learning_rate == 4.5e-4
+        assert mine.generate.truncation == 0.86
+
+
+@pytest.mark.parametrize(
+    ("scale", "network"),
+    [
+        ("cub200/paper", "text2image"),
+        ("coco/paper", "text2image"),
+        ("imagenet/released", "class2image"),
+        ("imagenet/paper", "class2image_370m"),
+    ],
+)
+def test_paper_scales_of_pictures_are_the_published_networks(
+    here: Path, scale: str, network: paper.PaperNetwork
+) -> None:
+    params = presets.apply([scale]).of(scale.partition("/")[0])
+    spec, denoiser, image = paper.paper_spec(network), params.train.denoiser, params.codec.image
+    assert (denoiser.width, denoiser.depth, denoiser.num_heads) == (
+        spec.width, spec.depth, spec.num_heads
+    )  # fmt: skip
+    assert denoiser.feedforward_multiple == spec.feedforward_multiple
+    assert (denoiser.feedforward, denoiser.modulation) == (spec.feedforward, spec.modulation)
+    side = image.image_size // 2 ** (len(image.multiples) - 1)
+    assert spec.grid == (side, side)
+
+
 def test_comments_stay(here: Path) -> None:
     def comments() -> list[str]:
         lines = Path("params.yaml").read_text(encoding="utf-8").splitlines()
         return [line.partition("#")[2] for line in lines]
 
     before = comments()
-    presets.apply(["official", "aist/paper"])
+    presets.apply(["official", "aist/paper", "cub200/paper"])
     assert comments() == before
 
 

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cdcd import tracking
 from cdcd.config import Params
-from cdcd.registration import RegistrationError, register_model, requirements
+from cdcd.data.samples import TASKS
+from cdcd.generation import read_sampler
+from cdcd.models.picture_conditioner import ClassSpec
+from cdcd.registration import (
+    DESCRIPTIONS,
+    REQUIREMENTS,
+    RegistrationError,
+    register_model,
+    requirements,
+)
+from tests.cdcd.generation import tiny_models
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +99,7 @@ def test_the_champion_is_never_worse_than_before(
     assert (artifacts["codec"] / "codec.json").is_file()
     folder = next(path.parent for path in artifacts["model"].parents if path.name == "artifacts")
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert {"code/cdcd/tasks.py", "code/kernels/__init__.py"} <= files
+    assert {"code/cdcd/tasks/__init__.py", "code/kernels/__init__.py"} <= files
     assert not [name for name in files if name.endswith((".pkl", ".pyc"))]
     assert "safetensors==" in (folder / "requirements.txt").read_text()
 
@@ -129,12 +143,141 @@ def test_a_broken_model_is_not_registered(
     assert not (inputs / "registered.json").exists()
 
 
-def test_requirements_are_versions_that_a_package_index_has() -> None:
-    pins = requirements()
+@pytest.mark.parametrize("task", REQUIREMENTS)
+def test_requirements_are_versions_that_a_package_index_has(task: str) -> None:
+    pins = requirements(task)
     assert all("==" in pin and "+" not in pin for pin in pins)
-    assert {"torch", "safetensors"} <= {pin.partition("==")[0] for pin in pins}
+    names = {pin.partition("==")[0] for pin in pins}
+    assert {"torch", "safetensors", "pillow"} <= names
+    assert ("transformers" in names) == ("tokenizers" in names) == (task == "text2image")
+    assert ("decord" in names) == (task == "dance2music")
+
+
+def test_every_dataset_has_a_task_that_can_be_registered() -> None:
+    assert set(TASKS.values()) == set(REQUIREMENTS) == set(DESCRIPTIONS)
 
 
 def test_an_unknown_alias_is_one_line(inputs: Path) -> None:
     with pytest.raises(tracking.TrackingError, match="--model must name a registered version"):
         tracking.download_model("models:/nobody@champion")
+
+
+# Pictures
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, shared_store: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """data/ with tiny models of both tasks, and their scores."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", shared_store)
+    data = tiny_models.write_models(tmp_path / "data", "cub200")
+    tiny_models.write_models(data, "imagenet", ClassSpec(len(tiny_models.CLASS_NAMES), 8))
+    for name, score in (("cub200", "attribute_accuracy"), ("imagenet", "class_accuracy")):
+        metrics = {"systems": {"model": {score: {"mean": 0.5}}}}
+        (data / f"{name}.json").write_text(json.dumps(metrics))
+    return data
+
+
+def _register_pictures(params: Params, data: Path, name: str, **changes: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {"encoder_dir": data / "encoders" / name} | changes
+    return register_model(
+        params.of(name),
+        dataset=name,
+        model_dir=data / "models" / name,
+        codec_dir=data / "codecs" / name,
+        metrics_path=data / f"{name}.json",
+        out_path=data / "registered.json",
+        **options,
+    )
+
+
+CLIENT = """
+import json, sys
+import mlflow, pandas as pd
+model = mlflow.pyfunc.load_model(sys.argv[1])
+made = model.predict(pd.DataFrame(json.loads(sys.argv[2])))
+print(json.dumps({
+    "inputs": model.metadata.get_input_schema().input_names(),
+    "outputs": model.metadata.get_output_schema().input_names(),
+    "columns": list(made.columns), "rows": made.to_dict("records"),
+}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "cells"),
+    [("cub200", "text", ["a red bird", "a blue bird"]), ("imagenet", "class", [2, "tench"])],
+)
+def test_a_registered_model_serves_pictures_elsewhere(
+    pictures: Path,
+    tmp_path: Path,
+    make_params: Callable[..., Params],
+    name: str,
+    column: str,
+    cells: list[Any],
+) -> None:
+    params = make_params({"register": {"names": {name: f"served-{name}"}}})
+    done = _register_pictures(params, pictures, name)
+    assert done["aliases"] == ["candidate", "champion"]
+    artifacts = tracking.download_model(done["uri"])
+    assert set(artifacts) == {
+        "model", "codec", "sampler", *(["encoder"] if name == "cub200" else []),
+    }  # fmt: skip
+    assert read_sampler(artifacts["sampler"]) == {
+        key: getattr(params.of(name).generate, key)
+        for key in ("truncation", "guidance", "stride", "window_overlap_seconds")
+    }
+    shutil.rmtree(pictures / "models")  # a registered model needs nothing else
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    asked = {column: cells, "out": ["a.png", "b"], "num": [1, 2]}
+    served = subprocess.run(
+        [sys.executable, "-c", CLIENT, f"models:/{done['name']}@champion", json.dumps(asked)],
+        cwd=elsewhere,
+        env=os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert served.returncode == 0, served.stderr
+    told = json.loads(served.stdout.splitlines()[-1])
+    assert told["inputs"] == [column, "num", "out", "seed", "guidance", "truncation"]
+    assert told["outputs"] == told["columns"]
+    assert [row["image_paths"] for row in told["rows"]] == [["a.png"], ["b/0.png", "b/1.png"]]
+    assert all((elsewhere / path).is_file() for path in ("a.png", "b/0.png", "b/1.png"))
+
+
+def _no_encoder(data: Path) -> dict[str, Any]:
+    return {"encoder_dir": None}
+
+
+def _empty_encoder(data: Path) -> None:
+    shutil.rmtree(data / "encoders" / "cub200" / "text")
+
+
+def _nan_encoder(data: Path) -> None:
+    path = data / "encoders" / "cub200" / "text" / "model.safetensors"
+    state = load_file(path)
+    next(value for value in state.values() if value.is_floating_point()).view(-1)[0] = float("nan")
+    save_file(state, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_no_encoder, "a registered model of cub200 needs its text encoder: got none"),
+        (_empty_encoder, "a registered model needs its text encoder: "),
+        (_nan_encoder, "finite"),
+    ],
+)
+def test_a_text_model_without_its_encoder_is_not_registered(
+    pictures: Path,
+    make_params: Callable[..., Params],
+    damage: Callable[[Path], dict[str, Any] | None],
+    words: str,
+) -> None:
+    changes = damage(pictures) or {}
+    params = make_params({"register": {"names": {"cub200": "blind"}}})
+    with pytest.raises(RegistrationError, match=words) as caught:
+        _register_pictures(params, pictures, "cub200", **changes)
+    assert "\n" not in str(caught.value)
+    assert tracking.version_by_alias("blind", "candidate") is None

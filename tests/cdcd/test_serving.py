@@ -6,11 +6,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from cdcd import tasks
-from cdcd.serving import DanceToMusic
+from cdcd.models.picture_conditioner import ClassSpec
+from cdcd.serving import ServedModel
+from tests.cdcd.generation import tiny_models
 
 
 class Recorder:
@@ -25,20 +29,23 @@ class Recorder:
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> tuple[DanceToMusic, Recorder]:
+def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[ServedModel, Recorder]:
     recorder = Recorder()
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.json").write_text('{"task": "dance2music"}')
 
-    def load(model_dir: Path, codec_dir: Path) -> Recorder:
-        assert (model_dir, codec_dir) == (Path("a/model"), Path("a/codec"))
+    def load(*folders: Path | None) -> Recorder:
+        assert folders == (folder, Path("a/codec"), None, None)
         return recorder
 
     monkeypatch.setattr(tasks, "load_generator", load)
-    served = DanceToMusic()
-    served.load_context(SimpleNamespace(artifacts={"model": "a/model", "codec": "a/codec"}))
+    served = ServedModel()
+    served.load_context(SimpleNamespace(artifacts={"model": str(folder), "codec": "a/codec"}))
     return served, recorder
 
 
-def test_each_row_becomes_a_file(model: tuple[DanceToMusic, Recorder], tmp_path: Path) -> None:
+def test_each_row_becomes_a_file(model: tuple[ServedModel, Recorder], tmp_path: Path) -> None:
     served, recorder = model
     frame = pd.DataFrame(
         {
@@ -59,12 +66,98 @@ def test_each_row_becomes_a_file(model: tuple[DanceToMusic, Recorder], tmp_path:
     assert result["audio_path"].tolist() == [str(out), str(other)]
 
 
-def test_a_mapping_works_as_well(model: tuple[DanceToMusic, Recorder]) -> None:
+def test_a_mapping_works_as_well(model: tuple[ServedModel, Recorder]) -> None:
     served, recorder = model
     served.predict(None, {"video": ["a.mp4"]})  # type: ignore[arg-type]
     assert recorder.calls[0][2] == {"progress": False}
 
 
-def test_a_missing_column_is_explained(model: tuple[DanceToMusic, Recorder]) -> None:
-    with pytest.raises(ValueError, match=r"must have a column video with paths: got \['clip'\]"):
+def test_a_missing_column_is_explained(model: tuple[ServedModel, Recorder]) -> None:
+    with pytest.raises(ValueError, match=r"must have a column video: got \['clip'\]"):
         model[0].predict(None, pd.DataFrame({"clip": ["a.mp4"]}))
+
+
+# Pictures
+
+
+def _served(data: Path, name: str) -> ServedModel:
+    kinds = {"model": "models", "codec": "codecs", "encoder": "encoders"}
+    if name == "imagenet":
+        del kinds["encoder"]
+    served = ServedModel()
+    artifacts = {key: str(data / kind / name) for key, kind in kinds.items()}
+    served.load_context(SimpleNamespace(artifacts=artifacts))
+    return served
+
+
+@pytest.fixture(scope="module")
+def of_text(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    data = tiny_models.write_models(tmp_path_factory.mktemp("text") / "data", "cub200")
+    return _served(data, "cub200")
+
+
+@pytest.fixture(scope="module")
+def of_class(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    data = tmp_path_factory.mktemp("class") / "data"
+    spec = ClassSpec(len(tiny_models.CLASS_NAMES), 8)
+    return _served(tiny_models.write_models(data, "imagenet", spec), "imagenet")
+
+
+def test_texts_become_pictures(of_text: ServedModel, tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "text": ["a red bird", "a blue bird " * 200],
+            "out": [str(tmp_path / "red.png"), None],
+            "num": [None, 3],
+            "seed": [4, None],
+        }
+    )
+    made = of_text.predict(None, frame)
+    assert list(made.columns) == ["image_paths", "width", "height", "num_tokens_dropped"]
+    assert made["image_paths"][0] == [str(tmp_path / "red.png")]
+    assert [Path(path).name for path in made["image_paths"][1]] == ["0.png", "1.png", "2.png"]
+    assert made["width"].tolist() == made["height"].tolist() == [16, 16]
+    assert made["num_tokens_dropped"][0] == 0
+    assert made["num_tokens_dropped"][1] > 400
+    generator = of_text._generator
+    alone = generator.generate_for_texts(["a red bird"], 1, 4, progress=False).images[0]
+    with Image.open(tmp_path / "red.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), alone)
+
+
+@pytest.mark.parametrize("asked", [2, 2.0, "2", "Great Grey Owl", np.int64(2)])
+def test_a_class_is_a_number_or_a_name(of_class: ServedModel, tmp_path: Path, asked: Any) -> None:
+    of_class.predict(None, pd.DataFrame({"class": [2], "out": [str(tmp_path / "a.png")]}))
+    frame = pd.DataFrame({"class": [asked], "out": [str(tmp_path / "b.png")], "guidance": [None]})
+    of_class.predict(None, frame)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"class": 1}, r"must have a column text: got \['class'\]; use {\"text\": \[\"a small red"),
+        ({"text": ""}, "a prompt must say something"),
+        ({"text": None}, "a prompt must be a text: got float"),
+        ({"text": "a bird", "num": 0}, r"num must lie in 1 \.\. 10000: got 0"),
+        ({"text": "a bird", "seed": -1}, "seed must lie in 0"),
+        ({"text": "a bird", "guidance": -1.0}, "guidance must be a number of at least 0"),
+        ({"text": "a bird", "truncation": 3.0}, r"truncation must lie in \(0, 1\]"),
+        ({"text": "a bird", "out": "x.jpg"}, r"out must end in \.png for one picture: got x\.jpg"),
+        ({"text": "a bird", "out": "file", "num": 2}, "out must be a folder for 2 pictures"),
+    ],
+)
+def test_a_bad_row_is_one_line_before_anything_is_drawn(
+    of_text: ServedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    row: dict[str, Any],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    good = {"text": "a bird", "out": "good.png"} if "text" in row else {}
+    with pytest.raises(ValueError, match=words) as caught:
+        of_text.predict(None, pd.DataFrame([good, row] if good else [row]))
+    assert "\n" not in str(caught.value)
+    assert not Path("good.png").exists()

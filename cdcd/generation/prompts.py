@@ -1,0 +1,407 @@
+"""Lists of prompts, read from files, and the folders of pictures that are made of them.
+
+A folder's `index.json` says of each picture what it is and how it was made, so that a second run
+continues where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import time
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cdcd.data.files import write_json
+from cdcd.diffusion.sampler import SamplerConfig
+from cdcd.features.text import shortened
+from cdcd.generation.base import step_bar
+from cdcd.generation.pictures import MAX_NUM, Cut, PictureGenerator
+from cdcd.pictures import save_png
+
+INDEX = "index.json"
+FLUSH_SECONDS = 5.0
+MAX_FILE_BYTES = 64 << 20
+COLUMNS = ("text", "class", "seed", "num", "name")
+Kind = Literal["text", "class"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class PromptFileError(ValueError):
+    """A file of prompts that cannot be used as a whole; one line that names the line."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One line of a file: what to draw, how often and from which seed.
+
+    Attributes:
+        condition: a text, or a class by number or name.
+        num: pictures; None for the command's own.
+        seed: of their draws; None likewise.
+        name: of their files, without ending; None for one made of the line.
+        line: where it stands, from 1 on; None for one that was not read from a file.
+    """
+
+    condition: str
+    num: int | None = None
+    seed: int | None = None
+    name: str | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """What a file asks for.
+
+    Attributes:
+        kind: what its conditions are; None where only the model can tell.
+        wishes: in the file's order.
+        num_blank: lines that were skipped because nothing is on them.
+    """
+
+    kind: Kind | None
+    wishes: list[Wish]
+    num_blank: int
+
+
+def read_prompts(path: str | Path) -> PromptFile:
+    """Read prompts: one on each line, or a .csv with a header.
+
+    A CSV has a column `text` or `class` and may have `seed`, `num` and `name`, any of which may
+    stay empty. Every bad line is found before the file is refused.
+
+    Raises:
+        PromptFileError: the file cannot be read, or lines of it break a rule.
+    """
+    path = Path(path)
+    content = _read_text(path)
+    if path.suffix.lower() == ".csv":
+        found = _read_csv(path, content)
+    else:
+        lines = [line.removesuffix("\r") for line in content.split("\n")]
+        if lines[-1] == "":  # behind the last line break
+            lines.pop()
+        wishes = [
+            Wish(text, line=number) for number, text in enumerate(lines, 1) if text.strip(" \t")
+        ]
+        found = PromptFile(None, wishes, len(lines) - len(wishes))
+    if not found.wishes:
+        raise PromptFileError(f"{path} must hold at least one prompt: got none; write one a line")
+    return found
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise PromptFileError(f"{path} must be a file of prompts: there is none; check the path")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise PromptFileError(
+            f"{path} must have at most {MAX_FILE_BYTES} bytes: got {path.stat().st_size}; split it"
+        )
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise PromptFileError(
+            f"{path} must be UTF-8: line {line} is not; save it as UTF-8 text"
+        ) from None
+
+
+def _read_csv(path: Path, content: str) -> PromptFile:
+    reader = csv.reader(content.splitlines(keepends=True), strict=True)
+    try:
+        header = [cell.strip().lower() for cell in next(reader, [])]
+        columns = _check_header(path, header)
+        wishes: list[Wish] = []
+        problems: list[tuple[int, str]] = []
+        num_blank = 0
+        line = reader.line_num + 1  # where the next row starts
+        for row in reader:
+            if not any(cell.strip() for cell in row):
+                num_blank += 1
+            elif len(row) != len(header):
+                problems.append((line, f"has {len(row)} cells under {len(header)} columns"))
+            else:
+                try:
+                    wishes.append(_wish(dict(zip(header, row, strict=True)), columns, line))
+                except ValueError as error:
+                    problems.append((line, str(error)))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise PromptFileError(
+            f"{path}, line {reader.line_num}: must be CSV: {error}; put cells with commas or "
+            "quotes in double quotes"
+        ) from None
+    refuse_lines(path, problems)
+    return PromptFile(columns, wishes, num_blank)
+
+
+def _check_header(path: Path, header: list[str]) -> Kind:
+    unknown = [name for name in header if name not in COLUMNS]
+    kinds: list[Kind] = [kind for kind in ("text", "class") if kind in header]  # type: ignore[misc]
+    if unknown or len(kinds) != 1 or len(set(header)) != len(header):
+        raise PromptFileError(
+            f"{path}, line 1: columns must be text or class, and any of seed, num and name: got "
+            f"{shortened(','.join(header))}; mend the header"
+        )
+    return kinds[0]
+
+
+def _wish(cells: dict[str, str], kind: Kind, line: int) -> Wish:
+    condition = cells[kind]
+    if not condition.strip():
+        raise ValueError(f"{kind} must not be empty")
+    name = cells.get("name", "").strip().removesuffix(".png") or None
+    if name is not None and not _NAME.fullmatch(name):
+        raise ValueError(
+            f"name must be letters, digits, '.', '_' and '-', up to 100: got {shortened(name)}"
+        )
+    return Wish(
+        condition,
+        _number("num", cells.get("num", ""), 1, MAX_NUM),
+        _number("seed", cells.get("seed", ""), 0, 2**63 - 1),
+        name,
+        line,
+    )
+
+
+def _number(column: str, cell: str, low: int, high: int) -> int | None:
+    cell = cell.strip()
+    if not cell:
+        return None
+    if not re.fullmatch(r"[0-9]{1,19}", cell) or not low <= int(cell) <= high:
+        raise ValueError(f"{column} must lie in {low} .. {high}: got {shortened(cell)}")
+    return int(cell)
+
+
+def refuse_lines(path: str | Path, problems: Sequence[tuple[int, str]]) -> None:
+    """Refuse a file because of some of its lines: the first with its reason, then the numbers.
+
+    Raises:
+        PromptFileError: there are problems.
+    """
+    if not problems:
+        return
+    (line, reason), *others = problems
+    more = ""
+    if others:
+        numbers = ", ".join(str(number) for number, _ in others[:5])
+        dots = ", …" if len(others) > 5 else ""
+        more = f" (and {len(others)} more bad lines: {numbers}{dots})"
+    raise PromptFileError(f"{path}, line {line}: {reason}{more}")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A wish that was checked: what to draw into which files."""
+
+    condition: str | int
+    num: int
+    seed: int
+    files: list[str]
+    line: int | None = None
+    cut: Cut | None = None
+
+
+def plan(
+    generator: PictureGenerator,
+    wishes: Sequence[Wish],
+    num: int,
+    seed: int,
+    source: str | Path | None = None,
+) -> list[Planned]:
+    """Check all wishes before anything is generated, and name their files.
+
+    Args:
+        generator: knows which texts and classes can be used.
+        wishes: of a file, or a single one.
+        num: pictures of those that do not say.
+        seed: of those that do not say.
+        source: the file's path.
+
+    Raises:
+        PromptFileError: lines of a file break a rule; the first is told with its number.
+        ValueError: a single wish does.
+    """
+    planned: list[Planned] = []
+    problems: list[tuple[int, str]] = []
+    taken: dict[str, int | None] = {}
+    for wish in wishes:
+        try:
+            made = _planned(
+                generator, wish, wish.num or num, seed if wish.seed is None else wish.seed
+            )
+            for name in made.files:
+                if name.casefold() in taken:
+                    raise ValueError(
+                        f"name must be of one line alone: {name} is also that of line "
+                        f"{taken[name.casefold()]}"
+                    )
+            taken.update((name.casefold(), wish.line) for name in made.files)
+            planned.append(made)
+        except ValueError as error:
+            if source is None or wish.line is None:
+                raise
+            problems.append((wish.line, str(error)))
+    refuse_lines(source or "", problems)
+    return planned
+
+
+def _planned(generator: PictureGenerator, wish: Wish, num: int, seed: int) -> Planned:
+    condition: str | int
+    cut = None
+    if generator.reads_text:
+        prompt = generator.check_text(wish.condition)
+        condition, cut = prompt.text, prompt.cut
+        slug = _slug(prompt.text)
+    else:
+        condition = generator.find_class(wish.condition)
+        names = generator.class_names
+        slug = f"class-{condition}" + (f"-{_slug(names[condition])}" if names else "")
+    stem = wish.name or (slug if wish.line is None else f"{wish.line:05d}-{slug}")
+    digits = len(str(num - 1))
+    files = [f"{stem}.png"] if num == 1 else [f"{stem}-{k:0{digits}d}.png" for k in range(num)]
+    return Planned(condition, num, seed, files, wish.line, cut)
+
+
+def _slug(text: str) -> str:
+    """A few words of a text as a file's name; other letters than ASCII's are left out."""
+    plain = unicodedata.normalize("NFKD", text[:200]).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:40].strip("-") or "prompt"
+
+
+@dataclass
+class PictureFolder:
+    """Pictures with an index of them; written picture by picture, index and all.
+
+    Attributes:
+        path: the folder, made when something is written.
+        entries: of the index, by file.
+    """
+
+    path: Path
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _flushed: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def open(cls, path: str | Path) -> PictureFolder:
+        """A folder with what its index says so far.
+
+        Raises:
+            ValueError: it is no folder, or its index is broken.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--out must be a folder here: {path} is a file; choose another name")
+        index = path / INDEX
+        if not index.exists():
+            return cls(path)
+        try:
+            listed = json.loads(index.read_text(encoding="utf-8"))["pictures"]
+            return cls(path, {str(entry["file"]): dict(entry) for entry in listed})
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{index} must be the index of such a folder: it is not; move it away, or choose "
+                "another folder"
+            ) from None
+
+    def holds(self, entry: dict[str, Any]) -> bool:
+        """Whether this very picture, made in this very way, is there."""
+        name = entry["file"]
+        known = self.entries.get(name)
+        return known == entry and (self.path / name).is_file()
+
+    def add(self, entry: dict[str, Any], image: Any) -> None:
+        """Write a picture, and every few seconds the index."""
+        save_png(image, self.path / entry["file"])
+        self.entries[entry["file"]] = entry
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the index."""
+        listed = [self.entries[name] for name in sorted(self.entries)]
+        write_json(self.path / INDEX, {"pictures": listed})
+        self._flushed = time.monotonic()
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What a run did to a folder: pictures written, and pictures that were there already."""
+
+    num_written: int
+    num_kept: int
+
+
+def fill_folder(
+    generator: PictureGenerator,
+    planned: Sequence[Planned],
+    folder: PictureFolder,
+    config: SamplerConfig,
+    model_sha256: str,
+    progress: bool = True,
+) -> Filled:
+    """Draw what a folder lacks; whatever stops it, finished pictures stay and are in the index.
+
+    Args:
+        generator: draws.
+        planned: what the folder shall hold.
+        folder: keeps what it has beside that.
+        config: sampler settings of all pictures.
+        model_sha256: of the model's weights, because another model draws other pictures.
+        progress: show a bar with the time left.
+    """
+    size = generator.batch_size
+    missing: list[tuple[Planned, int, list[dict[str, Any]]]] = []
+    num_kept = num_written = 0
+    for wish in planned:
+        entries = _entries(generator, wish, config, model_sha256)
+        for batch in range(math.ceil(wish.num / size)):
+            own = entries[batch * size : (batch + 1) * size]
+            if all(map(folder.holds, own)):
+                num_kept += len(own)
+            else:
+                missing.append((wish, batch, own))
+    total = generator.num_calls(1, config) * len(missing)
+    try:
+        with step_bar(total, progress and total > 0) as advance:
+            for wish, batch, own in missing:
+                images = generator.draw_batch(
+                    wish.condition, wish.num, batch, wish.seed, config, advance
+                )
+                for entry, image in zip(own, images, strict=True):
+                    folder.add(entry, image)
+                    num_written += 1
+    finally:
+        if num_written:
+            folder.flush()
+    return Filled(num_written, num_kept)
+
+
+def _entries(
+    generator: PictureGenerator, wish: Planned, config: SamplerConfig, model_sha256: str
+) -> list[dict[str, Any]]:
+    """What the index says of each picture of a wish."""
+    told: dict[str, Any]
+    if isinstance(wish.condition, str):
+        told = {"text": wish.condition}
+        if wish.cut is not None:
+            told["num_tokens_dropped"] = wish.cut.num_dropped
+    else:
+        names = generator.class_names
+        told = {"class": wish.condition, "class_name": names[wish.condition] if names else None}
+    told |= {
+        "seed": wish.seed,
+        "num": wish.num,
+        "guidance": config.guidance,
+        "truncation": config.truncation,
+        "stride": config.stride,
+        "model_sha256": model_sha256,
+    }
+    return [{**told, "file": name, "index": index} for index, name in enumerate(wish.files)]

@@ -23,6 +23,7 @@ from cdcd.evaluation.systems import GeneratedSet
 from cdcd.evaluation.tables import Scores
 
 NUM_HEARD = 6  # clips with players on the page
+_ENDS = ("low", "high")
 
 Row = Mapping[str, Any]
 
@@ -38,6 +39,29 @@ class Column:
     is_better_high: bool | None
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What a report of one kind of data shows.
+
+    Attributes:
+        columns: of the table; those that no system has are left out.
+        plotted: names of the columns in the figure.
+        notes: lines below the table.
+        unit: what is scored, in the plural.
+        group: what the clusters of the wider intervals are, as in `ci_song_low`.
+        groups: the same for people, in the plural.
+        coloured: systems whose bars stand out.
+    """
+
+    columns: tuple[Column, ...]
+    plotted: tuple[str, ...]
+    notes: tuple[str, ...]
+    unit: str
+    group: str
+    groups: str
+    coloured: tuple[str, ...]
+
+
 COLUMNS = (
     Column(("onset_f1",), "onset F1 50 ms, %", 100, 1, True),
     Column(("beat_f1",), "beat F1 70 ms, %", 100, 1, True),
@@ -51,9 +75,27 @@ COLUMNS = (
     Column(("beats", "loris", "bhs"), "LORIS BHS, %", 100, 1, True),
     Column(("fad",), "FAD", 1, 2, False),
 )
-"""Columns of the table; those that no system has are left out."""
 
-_PLOTTED = ("onset_f1", "beat_f1", "genre_accuracy", "tempo_error_bpm")
+NOTES = (
+    "Each cell: mean, ± standard deviation (ddof 1) over seeds, [95 % percentile bootstrap "
+    "interval over clips]. Intervals that resample whole songs, wider where a song has many clips, "
+    "are in the JSON as ci_song_low and ci_song_high.",
+    "Coverage may exceed 100 %. The 1-second beat scores prove little: white noise and other "
+    "people's music score high; read the F-measures, which allow 50 and 70 ms.",
+    "With few clips, a few points of beats hit are noise; read the paired intervals.",
+    "Ground truth against itself has onset and beat F1 of 100 %; its tempo error is that of "
+    "the tempo estimate.",
+)
+
+MUSIC = Layout(
+    columns=COLUMNS,
+    plotted=("onset_f1", "beat_f1", "genre_accuracy", "tempo_error_bpm"),
+    notes=NOTES,
+    unit="clips",
+    group="song",
+    groups="songs",
+    coloured=("model", "video_only", "motion_only"),
+)
 
 
 def lookup(row: Row, path: Sequence[str]) -> Any:
@@ -68,23 +110,25 @@ def _cell(value: Any, column: Column) -> str:
     if value is None:
         return "–"
     if not isinstance(value, Mapping):
-        return f"{value * column.factor:.{column.digits}f}"
+        return f"{value * column.factor:z.{column.digits}f}"
 
     def number(name: str) -> str:
-        return f"{value[name] * column.factor:.{column.digits}f}"
+        return f"{value[name] * column.factor:z.{column.digits}f}"
 
     spread = "" if value["std_seeds"] is None else f" ± {number('std_seeds')}"
-    return f"{number('mean')}{spread} [{number('ci_low')}, {number('ci_high')}]"
+    # A score of a whole set, such as a distance, has no interval over what is in it.
+    interval = "" if value["ci_low"] is None else f" [{number('ci_low')}, {number('ci_high')}]"
+    return f"{number('mean')}{spread}{interval}"
 
 
-def table(systems: Mapping[str, Row]) -> tuple[list[str], list[list[str]]]:
+def table(systems: Mapping[str, Row], layout: Layout = MUSIC) -> tuple[list[str], list[list[str]]]:
     """Return the heading and one row of text per system: mean ± std over seeds [95 % interval]."""
     used = [
         column
-        for column in COLUMNS
+        for column in layout.columns
         if any(lookup(row, column.path) is not None for row in systems.values())
     ]
-    heading = ["system", *(column.title for column in used), "clips"]
+    heading = ["system", *(column.title for column in used), layout.unit]
     rows = []
     for name, row in systems.items():
         cells = [_cell(lookup(row, column.path), column) for column in used]
@@ -92,8 +136,10 @@ def table(systems: Mapping[str, Row]) -> tuple[list[str], list[list[str]]]:
     return heading, rows
 
 
-def _verdicts(metrics: Mapping[str, Any]) -> list[str]:
-    titles = {column.path[0]: column for column in COLUMNS if len(column.path) == 1}
+def verdicts(metrics: Mapping[str, Any], layout: Layout = MUSIC) -> list[str]:
+    """Return a line for every paired comparison: difference, interval, do intervals overlap."""
+    titles = {column.path[0]: column for column in layout.columns if len(column.path) == 1}
+    group = layout.group
     lines = []
     for pair, scores in metrics["comparisons"].items():
         for score, found in scores.items():
@@ -103,73 +149,63 @@ def _verdicts(metrics: Mapping[str, Any]) -> list[str]:
                 for end in ("ci_low", "difference", "ci_high")
             )
             overlap = "overlap" if found["intervals_overlap"] else "do not overlap"
-            songs = ""
-            if found["ci_song_low"] is not None:
-                by_song = "overlap" if found["intervals_overlap_by_song"] else "do not overlap"
-                songs = (
-                    f"; over songs [{found['ci_song_low'] * column.factor:+.{column.digits}f}, "
-                    f"{found['ci_song_high'] * column.factor:+.{column.digits}f}], "
-                    f"the systems' intervals {by_song}"
+            wider = ""
+            ends = [found[f"ci_{group}_{end}"] for end in ("low", "high")]
+            if None not in ends:
+                is_wide = found[f"intervals_overlap_by_{group}"]
+                first, last = (f"{end * column.factor:+.{column.digits}f}" for end in ends)
+                wider = (
+                    f"; over {layout.groups} [{first}, {last}], the systems' intervals "
+                    f"{'overlap' if is_wide else 'do not overlap'}"
                 )
             lines.append(
                 f"{pair.replace('_', ' ')}, {column.title}: {mean} [{low}, {high}] paired over "
-                f"clips, the systems' intervals {overlap}{songs}"
+                f"{layout.unit}, the systems' intervals {overlap}{wider}"
             )
     return lines
 
 
-NOTES = (
-    "Each cell: mean, ± standard deviation (ddof 1) over seeds, [95 % percentile bootstrap "
-    "interval over clips]. Intervals that resample whole songs, wider where a song has many clips, "
-    "are in the JSON as ci_song_low and ci_song_high.",
-    "Coverage may exceed 100 %. The 1-second beat scores prove little: white noise and other "
-    "people's music score high; read the F-measures, which allow 50 and 70 ms.",
-    "With few clips, a few points of beats hit are noise; read the paired intervals.",
-    "Ground truth against itself has onset and beat F1 of 100 %; its tempo error is that of "
-    "the tempo estimate.",
-)
-
-
-def markdown(metrics: Mapping[str, Any]) -> str:
+def markdown(metrics: Mapping[str, Any], layout: Layout = MUSIC) -> str:
     """Return the whole report as Markdown."""
-    heading, rows = table(metrics["systems"])
+    heading, rows = table(metrics["systems"], layout)
     lines = [f"# Scores: {metrics['dataset']}, split {metrics['split']}", ""]
     lines += ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", *(f"- {line}" for line in (*_verdicts(metrics), *NOTES)), ""]
+    lines += ["", *(f"- {line}" for line in (*verdicts(metrics, layout), *layout.notes)), ""]
     if metrics["warnings"]:
         lines += ["## Warnings", "", *(f"- {line}" for line in metrics["warnings"]), ""]
     return "\n".join(lines)
 
 
-def draw(systems: Mapping[str, Row], path: Path, title: str) -> None:
-    """Draw the main scores with their intervals as PNG: dark bars over clips, light over songs."""
+def draw(systems: Mapping[str, Row], path: Path, title: str, layout: Layout = MUSIC) -> None:
+    """Draw the main scores as PNG: dark bars over what is scored, light ones over its groups."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = [column for column in COLUMNS if column.path[0] in _PLOTTED]
+    columns = [column for column in layout.columns if column.path[0] in layout.plotted]
     figure = Figure(figsize=(11, 0.36 * len(systems) + 1.4), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
-    panels = figure.subplots(1, len(columns), sharey=True)
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     names = list(systems)
     for axis, column in zip(panels, columns, strict=True):
         for place, name in enumerate(names):
             found = lookup(systems[name], column.path)
             if found is None:
                 continue
-            mean, low, high, song_low, song_high = (
-                None if found[end] is None else found[end] * column.factor
-                for end in ("mean", "ci_low", "ci_high", "ci_song_low", "ci_song_high")
+            ends = ("mean", "ci_low", "ci_high", *(f"ci_{layout.group}_{e}" for e in _ENDS))
+            mean, low, high, wide_low, wide_high = (
+                None if found[end] is None else found[end] * column.factor for end in ends
             )
-            colour = "tab:blue" if name in ("model", "video_only", "motion_only") else "0.45"
-            if song_low is not None:
-                axis.plot([song_low, song_high], [place, place], color=colour, alpha=0.25, lw=6)
-            axis.plot([low, high], [place, place], color=colour, lw=2)
+            colour = "tab:blue" if name in layout.coloured else "0.45"
+            if wide_low is not None:
+                axis.plot([wide_low, wide_high], [place, place], color=colour, alpha=0.25, lw=6)
+            if low is not None:
+                axis.plot([low, high], [place, place], color=colour, lw=2)
             axis.plot([mean], [place], "o", color=colour, ms=5)
         hint = {True: "higher is better", False: "lower is better", None: ""}
         axis.set_xlabel(f"{column.title}\n{hint[column.is_better_high]}", fontsize=8)
-        axis.set_xlim(left=0, right=105 if column.factor == 100 else None)
+        axis.set_xlim(left=0, right=105 if "%" in column.title else None)
         axis.tick_params(labelsize=8)
         axis.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
@@ -187,7 +223,7 @@ def _player(audio: NDArray[np.floating]) -> str:
     return f'<audio controls preload="none" src="data:audio/ogg;base64,{encoded}"></audio>'
 
 
-_STYLE = """
+STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:80em;padding:0 1em;color:#222}
 table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}
 th,td{border-bottom:1px solid #ddd;padding:.35em .6em;text-align:left;white-space:nowrap}
@@ -195,6 +231,46 @@ audio{width:15em;height:2em}img{max-width:100%}
 @media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}td,th{border-color:#444}
 img{background:#fff}}
 """
+
+
+def opening(metrics: Mapping[str, Any], plot: Path, layout: Layout) -> str:
+    """Return a page's beginning: heading, table, comparisons, notes and the embedded figure."""
+    escape = html.escape
+    heading, rows = table(metrics["systems"], layout)
+    title = f"Scores: {metrics['dataset']}, split {metrics['split']}"
+    parts = [
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>',
+        f"<style>{STYLE}</style><h1>{escape(title)}</h1><table><tr>",
+        *(f"<th>{escape(cell)}</th>" for cell in heading),
+        "</tr>",
+        *("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows),
+        "</table><ul>",
+        *(f"<li>{escape(line)}</li>" for line in (*verdicts(metrics, layout), *layout.notes)),
+        "</ul>",
+        '<img alt="scores with intervals" src="data:image/png;base64,',
+        base64.b64encode(plot.read_bytes()).decode(),
+        '">',
+    ]
+    return "".join(parts)
+
+
+def closing(metrics: Mapping[str, Any]) -> str:
+    """Return a page's end: the warnings."""
+    if not metrics["warnings"]:
+        return "</html>\n"
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in metrics["warnings"])
+    return f"<h2>Warnings</h2><ul>{lines}</ul></html>\n"
+
+
+def details(scores: Scores) -> dict[str, Any]:
+    """Return every metric of every system and seed as plain values."""
+    return {
+        system: {
+            f"seed{seed}": {name: metric.as_dict() for name, metric in by_name.items()}
+            for seed, by_name in by_seed.items()
+        }
+        for system, by_seed in scores.items()
+    }
 
 
 def page(
@@ -212,21 +288,7 @@ def page(
         captions: the clip's own scores by key and system.
     """
     escape = html.escape
-    heading, rows = table(metrics["systems"])
-    title = f"Scores: {metrics['dataset']}, split {metrics['split']}"
-    parts = [
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>',
-        f"<style>{_STYLE}</style><h1>{escape(title)}</h1><table><tr>",
-        *(f"<th>{escape(cell)}</th>" for cell in heading),
-        "</tr>",
-        *("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows),
-        "</table><ul>",
-        *(f"<li>{escape(line)}</li>" for line in (*_verdicts(metrics), *NOTES)),
-        "</ul>",
-        '<img alt="scores with intervals" src="data:image/png;base64,',
-        base64.b64encode(plot.read_bytes()).decode(),
-        '"><h2>Listen</h2>',
-    ]
+    parts = [opening(metrics, plot, MUSIC), "<h2>Listen</h2>"]
     for key, by_system in sounds.items():
         parts.append(f"<h3>{escape(key)}</h3><table>")
         for system, audio in by_system.items():
@@ -234,11 +296,7 @@ def page(
             name = escape(system.replace("_", " "))
             parts.append(f"<tr><td>{name}</td><td>{_player(audio)}</td><td>{caption}</td></tr>")
         parts.append("</table>")
-    if metrics["warnings"]:
-        parts.append("<h2>Warnings</h2><ul>")
-        parts += [f"<li>{escape(line)}</li>" for line in metrics["warnings"]]
-        parts.append("</ul>")
-    return "".join(parts) + "</html>\n"
+    return "".join(parts) + closing(metrics)
 
 
 def write(
@@ -279,15 +337,10 @@ def write(
         if key in one.audio and system != "silence":
             sounds.setdefault(key, {})[system] = one.audio[key]
             captions.setdefault(key, {})[system] = _caption(scores[system][one.seed], key)
-    details = {
-        system: {
-            f"seed{seed}": {name: metric.as_dict() for name, metric in by_name.items()}
-            for seed, by_name in by_seed.items()
-        }
-        for system, by_seed in scores.items()
-    }
     text = json.dumps(
-        rounded({"systems": details, "bits_per_token": bits}), sort_keys=True, allow_nan=False
+        rounded({"systems": details(scores), "bits_per_token": bits}),
+        sort_keys=True,
+        allow_nan=False,
     )
     with atomic_directory(report_dir) as folder:
         (folder / "index.html").write_text(

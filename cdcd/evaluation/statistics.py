@@ -8,8 +8,9 @@ whole songs with all their clips and is reported beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,9 +55,9 @@ class Summary:
     n: int
     num_seeds: int
 
-    def as_dict(self) -> dict[str, float | int | None]:
-        """Return plain values for JSON."""
-        return asdict(self)
+    def as_dict(self, group: str = "song") -> dict[str, float | int | None]:
+        """Return plain values for JSON; `group` is what the clusters are, as in `ci_song_low`."""
+        return {name.replace("song", group): value for name, value in asdict(self).items()}
 
     @property
     def interval(self) -> Interval:
@@ -103,15 +104,26 @@ def bootstrap_means(
     for key in sorted(scores):
         sums[units[unit_of[key]]] += scores[key]
         sizes[units[unit_of[key]]] += 1
+    # Scores of one set of clips share their draws: made once where they fit in memory.
+    draws = _draw if num_resamples * len(units) > _BLOCK else _draw_once
+    return np.concatenate(
+        [(c @ sums) / (c @ sizes) for c in draws(len(units), num_resamples, seed)]
+    )
+
+
+def _draw(num_units: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Yield how often each unit is drawn in each resample, `[some, num_units]`."""
     generator = np.random.default_rng(seed)
-    shares = np.full(len(units), 1 / len(units))
-    means = []
-    block = max(1, _BLOCK // len(units))
+    shares = np.full(num_units, 1 / num_units)
+    block = max(1, _BLOCK // num_units)
     for start in range(0, num_resamples, block):
         size = min(block, num_resamples - start)
-        counts = generator.multinomial(len(units), shares, size=size)
-        means.append((counts @ sums) / (counts @ sizes))
-    return np.concatenate(means)
+        yield generator.multinomial(num_units, shares, size=size).astype(np.float64)
+
+
+@lru_cache(maxsize=4)
+def _draw_once(num_units: int, num_resamples: int, seed: int) -> tuple[NDArray[np.float64], ...]:
+    return tuple(_draw(num_units, num_resamples, seed))
 
 
 def bootstrap_interval(

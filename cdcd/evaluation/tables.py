@@ -99,20 +99,17 @@ def bits_per_token(
     """Return the bound on the originals' bits per token by system and key, and warnings."""
     from tqdm import tqdm
 
-    from cdcd.data.cache import read_split
-
     try:
         from cdcd import tasks
     except ImportError as error:
         return {}, [f"no bits per token: {error}"]
-    keys: list[str] = read_split(tokens_dir, split).info["keys"]
     asked = [system for system in systems if system in tasks.SYSTEMS]
     found = {}
     for system in tqdm(asked, desc="evaluate: bits per token", unit="system"):
         bits = tasks.bits_per_token(
             Path(model_dir), Path(tokens_dir), Path(features_dir), split, system, NUM_DRAWS
         )
-        found[system] = dict(zip(keys, bits["per_sample"], strict=True))
+        found[system] = dict(zip(bits["keys"], bits["per_sample"], strict=True))
     return found, []
 
 
@@ -145,13 +142,34 @@ def comparisons(
     songs: Mapping[str, str],
 ) -> dict[str, dict[str, Any]]:
     """Return paired differences of systems that see the dance from controls that do not."""
-    options = _bootstrap(params, songs)
-    found: dict[str, dict[str, Any]] = {}
     pairs = itertools.product(_SEES_DANCE, ("shuffled", "unconditioned"))
+    return compare(scores, systems, pairs, COMPARED, _bootstrap(params, songs))
+
+
+def compare(
+    scores: Scores,
+    systems: Mapping[str, Mapping[str, Any]],
+    pairs: Iterable[tuple[str, str]],
+    names: Iterable[str],
+    options: Mapping[str, Any],
+    group: str = "song",
+) -> dict[str, dict[str, Any]]:
+    """Return paired differences of pairs of systems, `<first>_vs_<second>`, by score.
+
+    Args:
+        scores: metrics by system and seed.
+        systems: their rows, with the summary of each score.
+        pairs: what is compared; pairs with a system that was not scored are left out.
+        names: the scores.
+        options: of the bootstrap: `num_resamples`, `seed`, `clusters`.
+        group: what the clusters are, as in `ci_song_low`.
+    """
+    names, options = tuple(names), dict(options)
+    found: dict[str, dict[str, Any]] = {}
     for system, control in pairs:
         if system not in scores or control not in scores:
             continue
-        for name in COMPARED:
+        for name in names:
             if not all(systems[one].get(name) for one in (system, control)):
                 continue
             means = [
@@ -159,16 +177,16 @@ def comparisons(
                 for one in (system, control)
             ]
             over_keys = statistics.paired_difference(*means, **options | {"clusters": None})
-            over_songs = statistics.paired_difference(*means, **options)
+            over_groups = statistics.paired_difference(*means, **options)
             first, second = (systems[one][name] for one in (system, control))
             found.setdefault(f"{system}_vs_{control}", {})[name] = {
                 "difference": over_keys.mean,
                 "ci_low": over_keys.low,
                 "ci_high": over_keys.high,
-                "ci_song_low": over_songs.low,
-                "ci_song_high": over_songs.high,
+                f"ci_{group}_low": over_groups.low,
+                f"ci_{group}_high": over_groups.high,
                 "intervals_overlap": _overlap(first, second, "ci"),
-                "intervals_overlap_by_song": _overlap(first, second, "ci_song"),
+                f"intervals_overlap_by_{group}": _overlap(first, second, f"ci_{group}"),
             }
     return found
 

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from cdcd.evaluation.fad import audio_distance
-from cdcd.evaluation.frechet import frechet_distance, gaussian_distance
+from cdcd.evaluation.frechet import (
+    Gaussian,
+    frechet_between,
+    frechet_distance,
+    gaussian_distance,
+)
 
 
 def rows(seed: int = 0, num: int = 1000) -> tuple[np.ndarray, np.ndarray]:
@@ -67,3 +72,36 @@ def test_audio_distance_pools_patches_and_grows_with_noise():
     found = audio_distance(reference | {"short": np.zeros((0, 4))}, noisier[0])
     assert found.skipped == {"reference:short": "too_short"}
     assert found.extra["n_reference"] == 80
+
+
+def test_streamed_rows_equal_rows_in_memory():
+    x, y = rows()
+    streamed = Gaussian(8)
+    for part in np.array_split(x + 1e4, 7):  # far from the origin, where squares cancel
+        streamed.add(part)
+    np.testing.assert_allclose(streamed.covariance(), np.cov(x, rowvar=False), atol=1e-7)
+    whole, found = Gaussian.of(y + 1e4), Gaussian(8)
+    for part in np.array_split((y + 1e4)[::-1], 3):
+        found.add(part)
+    assert frechet_between(streamed, found).value == pytest.approx(4.079209372442, abs=1e-6)
+    assert abs(frechet_between(whole, found).value) < 1e-6
+
+
+def test_streamed_rows_of_another_width_or_not_finite_are_refused():
+    with pytest.raises(ValueError, match=r"must be \[n, 3\]: got \[2, 4\]"):
+        Gaussian(3).add(np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="must be finite"):
+        Gaussian(1).add(np.array([[np.nan]]))
+    with pytest.raises(ValueError, match="got widths 2 and 3"):
+        frechet_between(Gaussian(2), Gaussian(3))
+
+
+def test_distance_grows_with_noise():
+    generator = np.random.default_rng(0)
+    x, _ = rows()
+    values = [
+        frechet_distance(x, x + scale * generator.standard_normal(x.shape)).value
+        for scale in (0.0, 0.5, 1.0, 2.0)
+    ]
+    assert abs(values[0]) < 1e-8
+    assert values == sorted(values)

@@ -1,0 +1,1 @@
+"""Published networks that evaluation looks through; their weights are given by path."""

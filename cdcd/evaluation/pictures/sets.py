@@ -1,0 +1,223 @@
+"""What is scored: generated pictures on disk, and what each of them was asked to show."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdcd.data.cache import Split, read_split
+from cdcd.data.samples import Picture
+from cdcd.evaluation.systems import GeneratedError
+
+Pixels = NDArray[np.uint8]
+
+ORDER = ("real", "codec_reconstruction", "model", "unconditioned", "shuffled")
+"""Rows in reading order."""
+
+_NAME = re.compile(r"([A-Za-z0-9_]+)-seed(\d+)")
+BATCH = 64
+"""Pictures in memory at a time, for each set."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What one generated picture was made from.
+
+    Attributes:
+        key: pair key of a caption, or key of the picture whose class was asked for.
+        picture_key: the held-out picture it comes from.
+        caption: None where a class is asked for.
+        label: class; None where unknown.
+    """
+
+    key: str
+    picture_key: str
+    caption: str | None
+    label: int | None
+
+    @property
+    def group(self) -> str:
+        """The class or species, or else the picture: conditions of a group are not independent."""
+        return self.picture_key if self.label is None else f"class {self.label}"
+
+
+@dataclass(frozen=True, eq=False)
+class PictureSet:
+    """One system's pictures at one seed.
+
+    Attributes:
+        system: name of the row.
+        seed: what its sampling was seeded with.
+        conditions: in the order of `images`.
+        images: uint8 `[n, s, s, 3]`, mapped, not read.
+        info: the facts written beside it.
+        path: the file, for messages.
+    """
+
+    system: str
+    seed: int
+    conditions: tuple[Condition, ...]
+    images: NDArray[np.uint8]
+    info: Mapping[str, Any]
+    path: Path
+
+    @property
+    def keys(self) -> list[str]:
+        """Condition keys, in the order of the pictures."""
+        return [condition.key for condition in self.conditions]
+
+    def batches(self) -> Iterator[Pixels]:
+        """Yield the pictures, a few at a time."""
+        for start in range(0, len(self.images), BATCH):
+            yield np.array(self.images[start : start + BATCH])
+
+
+def read_generated(folder: str | Path, picture_keys: Sequence[str], split: str) -> list[PictureSet]:
+    """Read every `<system>-seed<k>` set of a folder.
+
+    Args:
+        folder: written by the generate stage.
+        picture_keys: keys of the held-out pictures.
+        split: their split, for messages.
+
+    Raises:
+        GeneratedError: there is no set of the model, a set did not start from the full mask, its
+            arrays are of another kind or size, or it was made from unknown pictures.
+        CacheError: a file is cut short or damaged.
+    """
+    folder, known = Path(folder), set(picture_keys)
+    sets = []
+    for path in sorted(folder.glob("*.safetensors")):
+        match = _NAME.fullmatch(path.stem)
+        if match is None:
+            continue
+        stored = read_split(folder, path.stem)
+        conditions = _conditions(path, stored, known, split)
+        images = stored.arrays["images"]
+        sets.append(PictureSet(match[1], int(match[2]), conditions, images, stored.info, path))
+    if not any(one.system == "model" for one in sets):
+        raise GeneratedError(
+            f"{folder} must hold model-seed<k>.safetensors: got "
+            f"{', '.join(sorted({one.system for one in sets})) or 'no set'}; run `generate` again"
+        )
+    sides = {str(one.path): one.images.shape[1] for one in sets}
+    if len(set(sides.values())) > 1:
+        listed = ", ".join(f"{path} {side}" for path, side in sides.items())
+        raise GeneratedError(
+            f"all sets must have pictures of one size: got {listed}; run `generate` again"
+        )
+    _check_same_conditions(sets)
+    return sets
+
+
+def _conditions(path: Path, stored: Split, known: set[str], split: str) -> tuple[Condition, ...]:
+    info, again = stored.info, "run `generate` again"
+    init = info.get("init")
+    if init != "mask":
+        # A start from noised real tokens has seen the target and says nothing about generation.
+        raise GeneratedError(
+            f"{path}: init must be mask: got {json.dumps(init)}; results of reconstruction "
+            "experiments cannot enter the main table, so generate from the full mask"
+        )
+    images = stored.arrays.get("images")
+    if images is None:
+        raise GeneratedError(
+            f"{path} must hold an array images: got {sorted(stored.arrays)}; {again}"
+        )
+    size = info.get("image_size", images.shape[1] if images.ndim > 1 else None)
+    if images.dtype != np.uint8 or images.shape != (len(images), size, size, 3) or not images.size:
+        raise GeneratedError(
+            f"{path}: images must be uint8 [n, {size}, {size}, 3], at least one: got "
+            f"{images.dtype} {list(images.shape)}; {again}"
+        )
+    tokens = stored.arrays.get("tokens")
+    if tokens is not None and (tokens.dtype.kind not in "iu" or int(tokens.min(initial=0)) < 0):
+        raise GeneratedError(
+            f"{path}: tokens must be integers from 0 on: got {tokens.dtype}, lowest "
+            f"{tokens.min()}; {again}"
+        )
+    try:
+        keys, picture_keys = list(info["keys"]), list(info["picture_keys"])
+        captions = info.get("captions") or [None] * len(keys)
+        labels = info.get("labels") or [-1] * len(keys)
+    except (KeyError, TypeError) as error:
+        raise GeneratedError(
+            f"{path.with_suffix('.json')} must name keys and picture_keys: {error!r}; {again}"
+        ) from None
+    lengths = {
+        "keys": len(keys),
+        "picture_keys": len(picture_keys),
+        "captions": len(captions),
+        "labels": len(labels),
+    }
+    if set(lengths.values()) != {len(images)}:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise GeneratedError(
+            f"{path}: every list must have one entry for each of {len(images)} pictures: got "
+            f"{listed}; {again}"
+        )
+    strangers = [key for key in picture_keys if key not in known]
+    if strangers:
+        raise GeneratedError(
+            f"{path}: picture_keys must belong to split {split}: got {strangers[0]} and "
+            f"{len(strangers) - 1} more; {again}"
+        )
+    return tuple(
+        Condition(key, picture, caption, None if label is None or label < 0 else int(label))
+        for key, picture, caption, label in zip(keys, picture_keys, captions, labels, strict=True)
+    )
+
+
+def _check_same_conditions(sets: Sequence[PictureSet]) -> None:
+    """Refuse sets that mean different things by one key."""
+    seen: dict[str, tuple[Condition, Path]] = {}
+    for one in sets:
+        for condition in one.conditions:
+            first, path = seen.setdefault(condition.key, (condition, one.path))
+            if first != condition:
+                raise GeneratedError(
+                    f"{one.path} and {path.name} must come from the same held-out conditions: "
+                    f"{condition.key} differs; run `generate` again"
+                )
+
+
+def all_conditions(sets: Sequence[PictureSet]) -> list[Condition]:
+    """Return the distinct conditions of the sets, sorted by key."""
+    found = {condition.key: condition for one in sets for condition in one.conditions}
+    return [found[key] for key in sorted(found)]
+
+
+def check_against(
+    picture: Picture, conditions: Sequence[Condition], shards_dir: str | Path
+) -> None:
+    """Refuse conditions that are not those of a held-out picture.
+
+    Raises:
+        GeneratedError: a caption or a class differs from the picture's own.
+    """
+    pairs = dict(picture.pairs())
+    for condition in conditions:
+        asked, has = (
+            (condition.label, picture.label)
+            if condition.caption is None
+            else (condition.caption, pairs.get(condition.key))
+        )
+        if asked != has:
+            raise GeneratedError(
+                f"{condition.key} must be a condition of the pictures in {shards_dir}: asked for "
+                f"{str(asked)[:60]!r} where the picture has {str(has)[:60]!r}; featurize and "
+                "generate again"
+            )
+
+
+def reading_order(systems: Sequence[str]) -> list[str]:
+    """Sort row names as `ORDER` has them, unknown ones last by name."""
+    known = {name: i for i, name in enumerate(ORDER)}
+    return sorted(set(systems), key=lambda name: (known.get(name, len(ORDER)), name))

@@ -6,6 +6,8 @@ The models of all stages live here rather than beside their classes, because the
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -153,8 +155,87 @@ class Shard(Section):
     max_skipped_share: Share
 
 
+class ImageCodec(Section):
+    """The picture codec: its shape and its training."""
+
+    weights: Folder | None
+    mapping: Folder | None
+    seed: NonNegative
+    image_size: Annotated[int, Field(ge=8, le=1024)]
+    channels: Positive
+    multiples: list[Positive] = Field(min_length=1)
+    num_res_blocks: Positive
+    attention_sizes: list[Positive]
+    latent_width: Positive
+    code_width: Positive
+    num_codes: Annotated[int, Field(ge=2, le=16384)]
+    num_steps: Positive
+    batch_size: Positive
+    learning_rate: PositiveFloat
+    precision: Literal["auto", "float32", "bfloat16"]
+    commit_weight: Annotated[float, Field(ge=0)]
+    pixel_weight: Annotated[float, Field(ge=0)]
+    perceptual_weight: Annotated[float, Field(ge=0)]
+    lpips_vgg: Folder | None
+    lpips_linear: Folder | None
+    adversarial_weight: Annotated[float, Field(ge=0)]
+    adversarial_start: NonNegative
+    discriminator_channels: Positive
+    ema_decay: Annotated[float, Field(gt=0, lt=1)]
+    restart_threshold: Annotated[float, Field(ge=0)]
+    log_every: Positive
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        factor = 2 ** (len(self.multiples) - 1)
+        if self.image_size % factor:
+            raise ValueError(
+                f"image_size must be a multiple of {factor}, the factor of {len(self.multiples)} "
+                f"multiples: got {self.image_size}; change one of them"
+            )
+        if (self.lpips_vgg is None) != (self.lpips_linear is None):
+            raise ValueError(
+                "lpips_vgg and lpips_linear must be given together: got "
+                f"{self.lpips_vgg!r} and {self.lpips_linear!r}; give both, or null for both"
+            )
+        if self.mapping is not None and self.weights is None:
+            raise ValueError(
+                f"mapping must go with weights: got {self.mapping!r} without; name the checkpoint "
+                "whose codes it maps, or set mapping: null"
+            )
+        return self
+
+
+class TextEncoderParams(Section):
+    """The text encoder of captions: a released CLIP by path, or the shape of our own."""
+
+    weights: Folder | None
+    seed: NonNegative
+    vocab_size: Annotated[int, Field(ge=514, le=65536)]
+    width: Positive
+    depth: Positive
+    num_heads: Positive
+    embed_width: Positive
+    patch_size: Positive
+    image_size: Positive
+    num_steps: Positive
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: PositiveFloat
+    log_every: Positive
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        for rule, whole, part in (
+            ("width must be a multiple of num_heads", self.width, self.num_heads),
+            ("image_size must be a multiple of patch_size", self.image_size, self.patch_size),
+        ):
+            if whole % part:
+                raise ValueError(f"{rule}: got {whole} and {part}; change one of them")
+        return self
+
+
 class Codec(Section):
-    """The music codec: its shape and its training."""
+    """The codecs: of music, and in their own sections of pictures and captions."""
 
     weights: str | None
     seed: NonNegative
@@ -182,6 +263,8 @@ class Codec(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)]
     restart_threshold: Annotated[float, Field(ge=0)]
     log_every: Positive
+    image: ImageCodec
+    text: TextEncoderParams
 
     @model_validator(mode="after")
     def _hop_of_groups(self) -> Self:
@@ -203,6 +286,7 @@ class Encode(Section):
     batch_size: Positive
     num_waveform_negatives: NonNegative
     num_chunks: Annotated[int, Field(ge=2)]
+    crops: Positive
 
 
 class Featurize(Section):
@@ -212,6 +296,7 @@ class Featurize(Section):
     grid: Annotated[int, Field(ge=1, le=32)]
     i3d_weights: str | None
     i3d_output: Literal["steps", "segment"]
+    text_batch_size: Positive
     num_workers: Positive
 
     @model_validator(mode="after")
@@ -232,7 +317,7 @@ class Diffusion(Section):
     uniform_mass: Annotated[float, Field(ge=0, lt=1)]
     t_sampling: Literal["importance", "uniform"]
     auxiliary_weight: Annotated[float, Field(ge=0)]
-    adaptive: Literal["increasing", "decreasing", "none"]
+    adaptive: Literal["increasing", "decreasing", "opposed", "none"]
 
 
 class Contrast(Section):
@@ -245,7 +330,7 @@ class Contrast(Section):
     weight: Annotated[float, Field(ge=0)]
     num_negatives: NonNegative
     num_chunks: Annotated[int, Field(ge=2)]
-    intra_unit: Literal["tokens", "waveform"]
+    intra_unit: Literal["tokens", "waveform", "patches"]
 
     @model_validator(mode="after")
     def _relations(self) -> Self:
@@ -259,6 +344,11 @@ class Contrast(Section):
                 "chains must be shared when mode is sample (Eq. 4 contrasts z_0^j given the "
                 "positive z_t): got parallel; set chains: shared"
             )
+        if self.intra_unit == "patches" and math.isqrt(self.num_chunks) ** 2 != self.num_chunks:
+            raise ValueError(
+                "num_chunks must be a square number when intra_unit is patches: got "
+                f"{self.num_chunks}; use 4 or 16"
+            )
         return self
 
 
@@ -269,6 +359,8 @@ class DenoiserParams(Section):
     depth: Positive
     num_heads: Positive
     feedforward_multiple: Positive
+    feedforward: Literal["linear", "conv"]
+    modulation: Literal["shared", "tables"]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     checkpoint_blocks: bool
 
@@ -292,6 +384,8 @@ class ConditionerParams(Section):
     frozen: bool
     width: Positive
     depth: Positive
+    class_input: Literal["adaln", "cross_attention"]
+    class_width: Positive
 
 
 class Optimizer(Section):
@@ -329,10 +423,12 @@ class Train(Section):
 
 
 class Generate(Section):
-    """How held-out music is sampled."""
+    """How held-out music and pictures are sampled."""
 
     seeds: list[NonNegative] = Field(min_length=1)
     split: Literal["val", "test"]
+    num_conditions: Positive | None
+    conditions_seed: NonNegative
     truncation: Annotated[float, Field(gt=0, le=1)]
     guidance: Annotated[float, Field(ge=0)]
     stride: Positive
@@ -341,8 +437,26 @@ class Generate(Section):
     num_previews: NonNegative
 
 
+class EvaluateImage(Section):
+    """What pictures are scored with; all weights by path."""
+
+    features: Literal["stand_in", "inception"]
+    inception_weights: Folder | None
+    clip_weights: Folder | None
+    resnet_weights: Folder | None
+
+    @model_validator(mode="after")
+    def _weights_given(self) -> Self:
+        if self.features == "inception" and self.inception_weights is None:
+            raise ValueError(
+                "inception_weights must name the FID Inception's state dict when features is "
+                "inception: got null; give the path, or set features: stand_in"
+            )
+        return self
+
+
 class Evaluate(Section):
-    """How generated music is scored."""
+    """How generated music and pictures are scored."""
 
     denoise: Literal["none", "noisereduce"]
     genre_feature: Literal["mfcc40", "vggish"]
@@ -350,6 +464,7 @@ class Evaluate(Section):
     num_bootstrap: Positive
     seed: NonNegative
     num_workers: Positive
+    image: EvaluateImage
 
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -369,7 +484,31 @@ class Register(Section):
     """The registered models and the score they are promoted by."""
 
     names: RegisterNames
-    main_score: Literal["onset_f1", "beat_f1", "genre_accuracy"]
+    main_score: Literal[
+        "onset_f1", "beat_f1", "genre_accuracy", "attribute_accuracy", "class_accuracy", "clip_s"
+    ]
+
+
+class DatasetOverrides(Section):
+    """What one dataset sets otherwise, stage by stage; empty where it sets nothing."""
+
+    codec: dict[str, Any]
+    encode: dict[str, Any]
+    featurize: dict[str, Any]
+    train: dict[str, Any]
+    generate: dict[str, Any]
+    evaluate: dict[str, Any]
+    register_: dict[str, Any] = Field(alias="register")
+
+
+class Overrides(Section):
+    """What each dataset sets otherwise than the sections of the stages."""
+
+    aist: DatasetOverrides
+    tiktok: DatasetOverrides
+    cub200: DatasetOverrides
+    coco: DatasetOverrides
+    imagenet: DatasetOverrides
 
 
 class Params(Section):
@@ -385,6 +524,16 @@ class Params(Section):
     generate: Generate
     evaluate: Evaluate
     register_: Register = Field(alias="register")
+    overrides: Overrides
+
+    def of(self, dataset: str) -> Params:
+        """These parameters with a dataset's own laid over the sections of the stages.
+
+        Raises:
+            ValidationError: they do not fit; `parse_params` has made sure that they do.
+        """
+        tree = self.model_dump(by_alias=True)
+        return Params.model_validate(lay_over(tree, tree["overrides"][dataset]))
 
     @model_validator(mode="after")
     def _across_stages(self) -> Self:
@@ -406,31 +555,49 @@ class Params(Section):
         return self
 
 
+def lay_over(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree with changes laid over it: mappings are merged, everything else is replaced."""
+    merged = dict(tree)
+    for key, value in changes.items():
+        below = merged.get(key)
+        is_branch = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = lay_over(below, value) if is_branch else value  # type: ignore[arg-type]
+    return merged
+
+
 def parse_params(tree: Any, source: str = "params.yaml") -> Params:
-    """Check a tree of plain values and freeze it.
+    """Check a tree of plain values, with the overrides of each of its datasets, and freeze it.
 
     Raises:
         ConfigError: one line per broken rule, with the dotted key, the value and the rule.
     """
     try:
-        return Params.model_validate(tree)
+        params = Params.model_validate(tree)
     except ValidationError as error:
-        lines = []
-        for issue in error.errors():
-            key = ".".join(str(part) for part in issue["loc"])
-            if issue["type"] == "extra_forbidden":
-                lines.append(f"{source}: {key} is not a known key; remove it or mend its spelling")
-            elif issue["type"] == "missing":
-                lines.append(f"{source}: {key} is missing; add it (see `cdcd presets show`)")
-            elif issue["type"] == "value_error":
-                lines.append(f"{source}: {key + '.' if key else ''}{issue['ctx']['error']}")
-            else:
-                rule = issue["msg"][0].lower() + issue["msg"][1:]
-                lines.append(
-                    f"{source}: {key}: {rule}: got {issue['input']!r}; "
-                    "change it (`cdcd presets show fixed` and aist/demo hold values that work)"
-                )
-        raise ConfigError("; ".join(lines)) from None
+        raise ConfigError("; ".join(_told(issue, source) for issue in error.errors())) from None
+    for dataset in params.datasets:
+        try:
+            params.of(dataset)
+        except ValidationError as error:
+            where = f"{source}: overrides.{dataset}"
+            raise ConfigError("; ".join(_told(issue, where) for issue in error.errors())) from None
+    return params
+
+
+def _told(issue: Any, source: str) -> str:
+    key = ".".join(str(part) for part in issue["loc"])
+    match issue["type"]:
+        case "extra_forbidden":
+            return f"{source}: {key} is not a known key; remove it or mend its spelling"
+        case "missing":
+            return f"{source}: {key} is missing; add it (see `cdcd presets show`)"
+        case "value_error":
+            return f"{source}: {key + '.' if key else ''}{issue['ctx']['error']}"
+    rule = issue["msg"][0].lower() + issue["msg"][1:]
+    return (
+        f"{source}: {key}: {rule}: got {issue['input']!r}; "
+        "change it (`cdcd presets show fixed` and aist/demo hold values that work)"
+    )
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:

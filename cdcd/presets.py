@@ -74,6 +74,10 @@ def show(name: str, folder: Path = FOLDER) -> str:
 def _lay(tree: CommentedMap, overlay: CommentedMap, source: str, prefix: str = "") -> None:
     for key, value in overlay.items():
         dotted = f"{prefix}{key}"
+        # Below `overrides.<dataset>.` stands only what the dataset sets; the result is checked.
+        if key not in tree and prefix.startswith("overrides.") and prefix.count(".") > 2:
+            tree[key] = value
+            continue
         if key not in tree:
             raise ConfigError(
                 f"{source}: {dotted} is not a key of the params file; remove it or mend its "

@@ -1,4 +1,4 @@
-"""data/shards -> data/codecs: train the music codec, or take released weights by path."""
+"""data/shards -> data/codecs and data/encoders: the codec, and the text encoder of captions."""
 
 from __future__ import annotations
 
@@ -7,19 +7,37 @@ from collections.abc import Mapping
 from typing import Any
 
 from cdcd.config import Params
+from cdcd.data.files import atomic_directory, write_json
+from cdcd.data.samples import TASKS
 from flows.stage import folder, remember_run, stage_main
 
 
 def codec(params: Params, dataset: str) -> Mapping[str, Any]:
-    """Train the codec that turns music into tokens and back."""
-    from cdcd.codecs.train import train_codec
+    """Train what turns music or pictures into tokens and back, and what reads captions."""
     from cdcd.tracking import open_run
 
-    out_dir = folder("codecs", dataset)
+    task, shards_dir = TASKS[dataset], folder("shards", dataset)
     with open_run("codec", dataset, {"codec": params.codec.model_dump()}) as tracker:
-        summary = train_codec(params, folder("shards", dataset), out_dir, tracker=tracker)
+        with atomic_directory(folder("encoders", dataset)) as encoder_dir:
+            text: Mapping[str, Any] = {"encoder": None}
+            if task == "text2image":
+                from cdcd.features.clip import train_clip
+
+                (encoder_dir / "text").mkdir()
+                text = train_clip(params, shards_dir, encoder_dir / "text", tracker)
+            write_json(encoder_dir / "summary.json", dict(text))
+        out_dir = folder("codecs", dataset)
+        if task == "dance2music":
+            from cdcd.codecs.train import train_codec
+
+            summary = train_codec(params, shards_dir, out_dir, tracker=tracker)
+        else:
+            from cdcd.codecs.pictures import train_picture_codec
+
+            with atomic_directory(out_dir) as codec_dir:
+                summary = train_picture_codec(params, shards_dir, codec_dir, tracker)
         remember_run(out_dir, tracker)
-    return summary
+    return {**summary, "text": text} if task == "text2image" else summary
 
 
 if __name__ == "__main__":

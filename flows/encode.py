@@ -1,4 +1,4 @@
-"""data/shards + data/codecs -> data/tokens: music as tokens, once and for all."""
+"""data/shards + data/codecs -> data/tokens: music and pictures as tokens, once and for all."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from cdcd.config import Params
+from cdcd.data.samples import TASKS
 from flows.stage import folder, stage_main
 
 
 def encode(params: Params, dataset: str) -> Mapping[str, Any]:
-    """Turn the music of every segment into the codec's tokens."""
-    from cdcd.codecs.encode import encode_dataset
+    """Turn the music of every segment, or every picture, into the codec's tokens."""
+    folders = [folder(kind, dataset) for kind in ("shards", "codecs", "tokens")]
+    if TASKS[dataset] == "dance2music":
+        from cdcd.codecs.encode import encode_dataset
 
-    return encode_dataset(
-        params, folder("shards", dataset), folder("codecs", dataset), folder("tokens", dataset)
-    )
+        return encode_dataset(params, *folders)
+    from cdcd.codecs.encode_pictures import encode_pictures
+
+    return encode_pictures(params, *folders)
 
 
 if __name__ == "__main__":

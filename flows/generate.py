@@ -1,4 +1,4 @@
-"""data/models + held-out conditions -> data/generated: music for dances never trained on."""
+"""data/models + held-out conditions -> data/generated: music and pictures from the full mask."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flows.stage import folder, stage_main
 
 
 def generate(params: Params, dataset: str) -> Mapping[str, Any]:
-    """Generate music for the held-out segments, from every system and seed."""
+    """Generate music or pictures for the held-out conditions, from every system and seed."""
     from cdcd.tasks import generate_split
     from cdcd.tracking import open_run
 
@@ -20,7 +20,9 @@ def generate(params: Params, dataset: str) -> Mapping[str, Any]:
             params,
             model_dir=folder("models", dataset),
             codec_dir=folder("codecs", dataset),
+            encoder_dir=folder("encoders", dataset),
             features_dir=folder("features", dataset),
+            tokens_dir=folder("tokens", dataset),
             shards_dir=folder("shards", dataset),
             out_dir=folder("generated", dataset),
             tracker=tracker,

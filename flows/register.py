@@ -19,6 +19,7 @@ def register(params: Params, dataset: str) -> Mapping[str, Any]:
         dataset=dataset,
         model_dir=folder("models", dataset),
         codec_dir=folder("codecs", dataset),
+        encoder_dir=folder("encoders", dataset),
         metrics_path=DATA / "metrics" / f"{dataset}.json",
         out_path=DATA / "registered" / f"{dataset}.json",
     )

@@ -24,7 +24,6 @@ from typing import Any
 
 from cdcd.config import Params, load_params
 from cdcd.data.files import is_disk_full, write_json
-from cdcd.data.samples import MOTIONS
 from cdcd.tracking import TELEMETRY_OFF, Tracker
 from flows.mapping import check_cluster
 
@@ -185,11 +184,7 @@ def run_stage(name: str, function: StageFunction, dataset: str) -> Mapping[str, 
             f"--dataset must be one of datasets in params.yaml: got {dataset}; "
             f"use {' or '.join(params.datasets)}"
         )
-    if dataset not in MOTIONS and name not in ("ingest", "shard"):
-        raise ValueError(
-            f"{name} must have dance and music so far: got the pictures of {dataset}, whose codec "
-            f"and denoiser are not part of this version; use `dvc repro shard@{dataset}`"
-        )
+    params = params.of(dataset)
     started = time.monotonic()
     label = f"{name}@{dataset}"
     with PeakMemory() as memory:

@@ -36,6 +36,7 @@ def train(params: Params, dataset: str) -> Mapping[str, Any]:
         write_json(note, {"run_id": tracker.run_id, "fingerprint": fingerprint})
         summary = train_model(
             params,
+            dataset=dataset,
             tokens_dir=folder("tokens", dataset),
             features_dir=folder("features", dataset),
             codec_dir=folder("codecs", dataset),

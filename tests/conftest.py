@@ -41,6 +41,11 @@ torch.use_deterministic_algorithms(True, warn_only=True)
 TOY: dict[str, Any] = {
     "ingest": {
         "num_workers": 2,
+        "cub200": {"embedded": {"num_species": 12, "images_per_species": 3, "image_height": 64}},
+        "coco": {"embedded": {"num_train": 16, "num_val": 6, "image_height": 64}},
+        "imagenet": {
+            "embedded": {"train_per_class": 2, "val_per_class": 1, "image_height": 64}
+        },
         "tiktok": {"embedded": {"num_songs": 4, "videos_per_song": 1, "video_height": 48}},
         "aist": {
             "embedded": {"songs_per_genre": 3, "choreographies_per_song": 1, "video_height": 48}
@@ -48,7 +53,10 @@ TOY: dict[str, Any] = {
     },
     "shard": {"num_workers": 2, "video_fps": 15, "video_height": 48},
     "codec": {"num_codes": 32, "code_width": 16, "width": 8, "depth": 1, "num_steps": 20,
-              "batch_size": 4, "crop_seconds": 0.4},
+              "batch_size": 4, "crop_seconds": 0.4,
+              "text": {"vocab_size": 600, "width": 16, "depth": 1, "num_heads": 2,
+                       "embed_width": 16, "patch_size": 16, "image_size": 32, "num_steps": 4,
+                       "batch_size": 8}},
     "featurize": {"num_workers": 1, "grid": 4},
     "train": {
         "num_steps": 12,
@@ -64,6 +72,18 @@ TOY: dict[str, Any] = {
     },
     "generate": {"seeds": [0, 1], "num_previews": 1},
     "evaluate": {"num_bootstrap": 50, "num_workers": 1},
+    "overrides": {
+        name: {"codec": {"image": {"image_size": 32, "channels": 8, "multiples": [1, 1, 2],
+                                   "latent_width": 8, "code_width": 8, "num_codes": 32,
+                                   "num_steps": 6, "batch_size": 4, "adversarial_start": 3,
+                                   "discriminator_channels": 8}},
+               "train": {"num_steps": 12, "batch_size": 4, "contrast": {"num_negatives": 2},
+                         "denoiser": {"width": 32, "depth": 1, "num_heads": 2},
+                         "log_every": 2, "validate_every": 6, "save_every": 6,
+                         "preview_every": 12},
+               "encode": {"crops": 2}, "generate": {"num_conditions": 6}}
+        for name in ("cub200", "coco", "imagenet")
+    },
 }  # fmt: skip
 """Over params.yaml: a whole pipeline in about a minute on a CPU; its scores mean nothing."""
 

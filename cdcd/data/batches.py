@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cdcd.data.cache import read_split, release
 from cdcd.data.negatives import NegativePool
-from cdcd.models.conditioner import ConditionInputs
+from cdcd.models.inputs import ConditionInputs
 from cdcd.training.objective import Batch
 
 _RELEASE_BYTES = 32 << 20
@@ -123,8 +123,8 @@ class PairedSplit:
         return arrays if self.waveform_negatives is None else [*arrays, self.waveform_negatives]
 
     @property
-    def bytes_per_clip(self) -> int:
-        """Bytes of a clip's tokens and features."""
+    def bytes_per_sample(self) -> int:
+        """Bytes that are read for a clip."""
         return sum(array.nbytes for array in self._mapped) // max(len(self), 1)
 
     def release(self) -> None:
@@ -178,6 +178,41 @@ def read_pairs(tokens_dir: Path, features_dir: Path, split: str) -> PairedSplit:
     return PairedSplit(features, tokens, stored.arrays.get("intra"), labels, stored.info)
 
 
+class Pairs(Protocol):
+    """Tokens with their conditions, of one split, whatever is generated from what."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Facts written beside the tokens."""
+        ...
+
+    @property
+    def waveform_negatives(self) -> np.ndarray | None:
+        """int32 [n, N, l], where they were stored."""
+        ...
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Bytes that are read for a sample."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def with_inter_negatives(self, seed: int, num: int) -> Self:
+        """Draw `num` others of another class for each sample."""
+        ...
+
+    def release(self) -> None:
+        """Give back the memory of what was read."""
+        ...
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
+        """The given samples as a batch."""
+        ...
+
+
 class ShuffledBatches:
     """Endless batches in a new seeded order each epoch; iteration starts after `step` batches.
 
@@ -187,7 +222,7 @@ class ShuffledBatches:
     """
 
     def __init__(
-        self, split: PairedSplit, batch_size: int, seed: int, step: int, device: torch.device
+        self, split: Pairs, batch_size: int, seed: int, step: int, device: torch.device
     ) -> None:
         self.split = split
         self.batch_size = min(batch_size, len(split))
@@ -207,7 +242,7 @@ class ShuffledBatches:
             rows = order[position * self.batch_size : (position + 1) * self.batch_size]
             self.step += 1
             yield self.split.batch(rows, self.device)
-            touched += self.split.bytes_per_clip * len(rows)
+            touched += self.split.bytes_per_sample * len(rows)
             if touched > _RELEASE_BYTES:
                 self.split.release()
                 touched = 0

@@ -34,6 +34,14 @@ BODY_25 = MotionKind("body_25", 75, 30)
 """25 OpenPose points as x, y in pixels and confidence."""
 MOTIONS = {"aist": SMPL, "tiktok": BODY_25}
 """The motion of each dance dataset."""
+TASKS = {
+    "aist": "dance2music",
+    "tiktok": "dance2music",
+    "cub200": "text2image",
+    "coco": "text2image",
+    "imagenet": "class2image",
+}
+"""What is generated from what with each dataset."""
 MOTION_RATE_HZ = SMPL.rate_hz
 MOTION_DIM = SMPL.dim
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cdcd.config import ConfigError, Params
+from cdcd.config import ConfigError, Params, load_params
 from flows import stage
 
 
@@ -102,14 +102,20 @@ def test_an_unknown_dataset_is_one_line(here: Path, capsys: pytest.CaptureFixtur
     assert "--dataset must be one of datasets in params.yaml: got aits" in capsys.readouterr().err
 
 
-def test_pictures_go_as_far_as_the_shards(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_is_handed_the_parameters_of_its_dataset(here: Path) -> None:
     path = here / "params.yaml"
-    path.write_text(path.read_text().replace("datasets: [aist]", "datasets: [cub200]"))
-    assert stage.stage_main("shard", _fine, ["--dataset", "cub200"]) == 0
-    assert stage.stage_main("codec", _fine, ["--dataset", "cub200"]) == 1
-    error = capsys.readouterr().err
-    assert "codec must have dance and music so far: got the pictures of cub200" in error
-    assert error.count("\n") == 1
+    path.write_text(path.read_text().replace("datasets: [aist]", "datasets: [aist, cub200]"))
+    seen: dict[str, Params] = {}
+
+    def note(params: Params, dataset: str) -> dict[str, Any]:
+        seen[dataset] = params
+        return {}
+
+    for dataset in ("aist", "cub200"):
+        assert stage.stage_main("train", note, ["--dataset", dataset]) == 0
+    assert seen["aist"] == load_params()
+    assert seen["cub200"].train.contrast.negatives == "inter"
+    assert seen["cub200"].register_.main_score == "attribute_accuracy"
 
 
 @pytest.mark.parametrize("is_ignored", [False, True])

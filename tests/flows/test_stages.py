@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,30 @@ from flows.stage import STAGES
 CALLED = {
     "ingest": ["cdcd.data.ingest.ingest"],
     "shard": ["cdcd.data.sharding.shard", "cdcd.data.datasheet.write_datasheet"],
-    "codec": ["cdcd.codecs.train.train_codec"],
-    "encode": ["cdcd.codecs.encode.encode_dataset"],
-    "featurize": ["cdcd.features.extract.featurize"],
+    "codec": [
+        "cdcd.codecs.train.train_codec",
+        "cdcd.codecs.pictures.train_picture_codec",
+        "cdcd.features.clip.train_clip",
+    ],
+    "encode": [
+        "cdcd.codecs.encode.encode_dataset",
+        "cdcd.codecs.encode_pictures.encode_pictures",
+    ],
+    "featurize": [
+        "cdcd.features.extract.featurize",
+        "cdcd.features.captions.featurize_captions",
+        "cdcd.features.captions.featurize_classes",
+    ],
     "train": ["cdcd.tasks.train_model"],
     "generate": ["cdcd.tasks.generate_split"],
-    "evaluate": ["cdcd.evaluation.evaluate.evaluate"],
+    "evaluate": [
+        "cdcd.evaluation.evaluate.evaluate",
+        "cdcd.evaluation.pictures.evaluate_pictures",
+    ],
     "register": ["cdcd.registration.register_model"],
 }
+
+ENCODERS = "data/encoders/${item.dataset}"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -53,10 +70,22 @@ def test_the_paths_are_those_of_dvc_yaml(
 
         monkeypatch.setattr(module, name, record)
 
+    @contextmanager
+    def at_once(path: Path) -> Iterator[Path]:
+        path.mkdir(parents=True, exist_ok=True)
+        paths.add(path.as_posix())
+        yield path
+
     for dotted in CALLED[stage]:
         replace(dotted)
-    function = getattr(importlib.import_module(f"flows.{stage}"), stage)
-    assert function(make_params(), "aist") == {"done": True}
+    module = importlib.import_module(f"flows.{stage}")
+    monkeypatch.setattr(module, "atomic_directory", at_once, raising=False)
+    found: dict[str, set[str]] = {}
+    for dataset in ("aist", "cub200", "imagenet"):
+        paths.clear()
+        summary = getattr(module, stage)(make_params().of(dataset), dataset)
+        assert summary["done"] is True
+        found[dataset] = {path.replace(dataset, "${item.dataset}") for path in paths}
 
     entry = yaml.safe_load((root / "dvc.yaml").read_text())["stages"][stage]
     listed: list[Any] = [
@@ -66,8 +95,9 @@ def test_the_paths_are_those_of_dvc_yaml(
         *entry.get("plots", []),
     ]
     texts = [next(iter(item)) if isinstance(item, dict) else item for item in listed]
-    data = {t.replace("${item.dataset}", "aist") for t in texts if t.startswith("data/")}
-    assert paths - {"data/checkpoints/aist"} == data
+    data = {text for text in texts if text.startswith("data/")}
+    used = set().union(*found.values())
+    assert used - {"data/checkpoints/${item.dataset}", f"{ENCODERS}/text"} == data
 
 
 def test_an_interrupted_training_keeps_its_run(

@@ -12,6 +12,7 @@ from cdcd.config import load_params
 from cdcd.data.cache import read_split, write_split
 from cdcd.data.samples import Sample
 from cdcd.data.shards import write_shards
+from cdcd.models.conditioner import DanceSpec
 from cdcd.models.model import ConditionalDenoiser, ModelSpec
 from cdcd.models.store import save_model
 from cdcd.tasks import generate_split
@@ -26,12 +27,15 @@ def trained(tmp_path):
     for folder in ("codec", "model"):
         (tmp_path / folder).mkdir()
     save_codec(codec.eval(), tmp_path / "codec", {})
-    spec = ModelSpec(
-        num_codes=16, num_steps=4, num_tokens=172, token_rate_hz=22050 / 256, width=16, depth=1,
-        num_heads=2, feedforward_multiple=2, dropout=0.0, checkpoint_blocks=False,
-        conditioner="sequence", encoder_width=8, encoder_depth=1, encoders_frozen=False,
+    dance = DanceSpec(
+        kind="sequence", token_rate_hz=22050 / 256, width=8, depth=1, is_frozen=False,
         motion_dim=219, motion_rate_hz=60.0, motion_frames=120, video_dim=3, video_rate_hz=30.0,
         num_genres=0,
+    )  # fmt: skip
+    spec = ModelSpec(
+        num_codes=16, num_steps=4, num_tokens=172, grid=None, width=16, depth=1, num_heads=2,
+        feedforward_multiple=2, feedforward="linear", modulation="shared", dropout=0.0,
+        checkpoint_blocks=False, conditioner=dance,
     )  # fmt: skip
     model = ConditionalDenoiser(spec)
     for p in model.parameters():
@@ -39,9 +43,8 @@ def trained(tmp_path):
     save_model(
         tmp_path / "model", model,
         {
+            "task": "dance2music",
             "diffusion": {"schedule": "absorbing_uniform", "uniform_mass": 0.1},
-            "sampler": {"truncation": 0.86, "guidance": 1.5, "stride": 1,
-                        "window_overlap_seconds": 0.5},
             "codec": {"sample_rate_hz": 22050, "hop": 256, "num_codes": 16},
             "video_feature": {"name": "test"},
         },
@@ -67,7 +70,8 @@ def generate(root, name, audio, features="features"):
         update={"generate": params.generate.model_copy(update={"seeds": [0, 1], "stride": 1})}
     )
     generate_split(
-        params, model_dir=root / "model", codec_dir=root / "codec", features_dir=root / features,
+        params, model_dir=root / "model", codec_dir=root / "codec",
+        encoder_dir=root / "none", features_dir=root / features, tokens_dir=root / "none",
         shards_dir=root / f"shards-{name}", out_dir=root / name,
     )  # fmt: skip
     return {

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NUM_WARMUP_STEPS = 50
+_CONTINUOUS_SHARE = 0.2
+"""Of the steps, before the codebook joins: codes drawn from an untrained encoder's latents hold it
+to the few directions in which those differ."""
 _MOST_CROPS = 4
 """Random crops kept of a training picture; together with mirroring enough for a few epochs."""
 _NUM_JUDGED = 256
@@ -196,7 +199,7 @@ def _train(
             rate = params.learning_rate * _rate_share(step, params.num_steps)
             target = to_unit(_draw_batch(crops, params.batch_size, rng).to(device))
             with autocast():
-                output = trainer.codec(target)
+                output = trainer.codec(target, step > _CONTINUOUS_SHARE * params.num_steps)
             is_adversarial = params.adversarial_weight > 0 and step > params.adversarial_start
             terms, surface = trainer.backward(output, target, autocast, is_adversarial)
             norm = trainer.update(rate)
@@ -281,7 +284,8 @@ class _Trainer:
             gradient = gradient + weight * by_pictures
         commitment = params.commit_weight * output.commitment
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward([output.pictures, commitment], [gradient, torch.ones_like(loss)])
+        # One product whose gradient by the pictures is the one found above.
+        ((output.pictures * gradient).sum() + commitment).backward()
         total = loss + weight * adversarial + commitment
         terms = (total, pixel, perceptual, output.commitment, adversarial, weight, weight * 0)
         return _Terms(*(term.detach() for term in terms)), surface.detach()

@@ -358,13 +358,18 @@ class VQGAN(nn.Module):
         first = torch.full_like(self.full_codes, len(mapping))
         self.full_codes.copy_(first.scatter_reduce(0, mapping, places, "amin"))
 
-    def forward(self, pictures: Tensor) -> Reconstruction:
+    def forward(self, pictures: Tensor, is_quantized: bool = True) -> Reconstruction:
         """Encode, quantise and decode `[b, 3, h, w]` in [-1, 1]; gradient passes through.
 
-        In training mode the codebook follows the batch.
+        In training mode the codebook follows the batch. Without quantisation the decoder reads the
+        latents as they are, the codebook is left alone, and there are no tokens.
         """
         assert isinstance(self.codebook, Codebook), "a Gumbel codebook is not trained"
         latents = self.quant_conv(self.encoder(pictures))  # b d h/f w/f
+        if not is_quantized:
+            decoded = self.decoder(self.post_quant_conv(latents)).float()
+            tokens = torch.empty(len(pictures), 0, dtype=torch.int64, device=pictures.device)
+            return Reconstruction(decoded, tokens, decoded.new_zeros(()))
         quantized = self.codebook(latents.flatten(2))
         vectors = quantized.vectors.reshape(latents.shape)
         decoded = self.decoder(self.post_quant_conv(vectors))

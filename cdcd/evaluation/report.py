@@ -7,6 +7,7 @@ import html
 import io
 import itertools
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,7 +205,8 @@ def draw(systems: Mapping[str, Row], path: Path, title: str, layout: Layout = MU
                 axis.plot([low, high], [place, place], color=colour, lw=2)
             axis.plot([mean], [place], "o", color=colour, ms=5)
         hint = {True: "higher is better", False: "lower is better", None: ""}
-        axis.set_xlabel(f"{column.title}\n{hint[column.is_better_high]}", fontsize=8)
+        name = textwrap.fill(column.title, 40)
+        axis.set_xlabel(f"{name}\n{hint[column.is_better_high]}", fontsize=8)
         axis.set_xlim(left=0, right=105 if "%" in column.title else None)
         axis.tick_params(labelsize=8)
         axis.grid(axis="x", alpha=0.3)

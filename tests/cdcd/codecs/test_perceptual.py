@@ -142,9 +142,7 @@ def test_other_files_are_refused_in_one_line(files, tmp_path):
     with pytest.raises(WeightsError, match=r"lpips_vgg must be torchvision's VGG16: .*26 missing"):
         load_lpips(folder / "vgg.pth", folder / "vgg.pth")
     torch.save({**lines, "lin0.model.1.weight": torch.zeros(1, 3, 1, 1)}, tmp_path / "other.pth")
-    with pytest.raises(
-        WeightsError, match=r"layers for VGG: .*1 of another shape"
-    ) as caught:
+    with pytest.raises(WeightsError, match=r"layers for VGG: .*1 of another shape") as caught:
         load_lpips(folder / "vgg16.pth", tmp_path / "other.pth")
     assert "\n" not in str(caught.value)
     with pytest.raises(WeightsError, match=r"codec\.image\.lpips_vgg must name a file"):

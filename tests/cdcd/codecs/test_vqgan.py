@@ -105,6 +105,17 @@ def test_gradient_reaches_the_encoder_through_the_codebook():
     assert codec.encoder.conv_in.weight.grad.abs().sum() > 0
 
 
+def test_without_quantisation_the_decoder_reads_the_latents_and_the_codebook_rests():
+    codec = make().train()
+    x = to_unit(pictures())
+    output = codec(x, is_quantized=False)
+    expected = codec.decoder(codec.post_quant_conv(codec.quant_conv(codec.encoder(x))))
+    assert torch.equal(output.pictures, expected)
+    assert output.tokens.shape == (3, 0)
+    assert float(output.commitment) == 0
+    assert not codec.codebook.is_ready
+
+
 def test_blocks_start_as_the_identity():
     x = torch.randn(2, 8, 4, 4)
     codec = VQGAN(**TINY)

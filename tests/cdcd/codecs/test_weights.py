@@ -20,17 +20,13 @@ def test_a_state_dict_is_read_bare_or_out_of_a_checkpoint(tmp_path):
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {3: torch.zeros(1)}, torch.zeros(2)])
 def test_what_is_no_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(
-        WeightsError, match=r"^codec\.x must hold names and tensors: .*; give"
-    ):
+    with pytest.raises(WeightsError, match=r"^codec\.x must hold names and tensors: .*; give"):
         read_state(tmp_path / "other.pt", "codec.x")
 
 
 def test_folders_and_missing_files_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "missing.pt"):
-        with pytest.raises(
-            WeightsError, match=r"^codec\.x must name a file: got .*; give"
-        ):
+        with pytest.raises(WeightsError, match=r"^codec\.x must name a file: got .*; give"):
             read_file(path, "codec.x")
 
 

@@ -91,7 +91,8 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr("cdcd.codecs.store.load_codec", lambda folder: codec)
 
     def bits(model_dir, tokens_dir, features_dir, split, condition="model", num_draws=25):
-        return {"mean": 5.0, "per_sample": [5.0 + (condition != "model")] * 12}
+        keys = [f"test{i:03d}" for i in range(12)]
+        return {"mean": 5.0, "keys": keys, "per_sample": [5.0 + (condition != "model")] * 12}
 
     monkeypatch.setattr("cdcd.tasks.bits_per_token", bits)
 

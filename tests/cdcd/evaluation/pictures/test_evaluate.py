@@ -37,7 +37,7 @@ def tokens_of(image: np.ndarray) -> np.ndarray:
 
 
 def decode(tokens: torch.Tensor) -> torch.Tensor:
-    side = SIDE // CELL
+    side = round(tokens.shape[1] ** 0.5)
     cells = torch.stack([tokens >> 16, (tokens >> 8) & 255, tokens & 255], 1).to(torch.uint8)
     grid = cells.view(len(tokens), 3, side, side)
     return grid.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
@@ -179,7 +179,7 @@ def test_whole_table_of_captions(tmp_path, params):
     assert "fid" not in model
     distance = model["fid_stand_in"]
     assert (distance["n_real"], distance["n_gen"], distance["ci_low"]) == (24, 48, None)
-    assert abs(systems["real"]["fid_stand_in"]["mean"]) < 1e-6
+    assert abs(systems["real"]["fid_stand_in"]["mean"]) < 1e-4
     assert 0 < distance["mean"] < systems["codec_reconstruction"]["fid_stand_in"]["mean"] * 100
     assert "fid_stand_in" not in systems["shuffled"]
     assert model["clip_s"]["mean"] > systems["shuffled"]["clip_s"]["mean"]

@@ -169,7 +169,7 @@ def _trained(params: Params | None) -> Iterator[str]:
         if len(found) == 2:
             yield f"model: {' and '.join(found)}; `cdcd generate` uses them"
         else:
-            yield f"model: none trained on {dataset}; `make run` trains one"
+            yield f'model: none trained on {dataset}; `make run DATASETS="{dataset}"` trains one'
 
 
 def _weights(params: Params | None) -> Iterator[str]:
@@ -190,11 +190,32 @@ def _weights(params: Params | None) -> Iterator[str]:
             "a VGGish state dict: genre features and FAD as in the literature "
             "(evaluate.genre_feature: vggish)",
         ),
+        (
+            "codec.image.weights",
+            params.codec.image.weights if params else None,
+            "a taming-transformers checkpoint, with codec.image.mapping: the paper's picture codec",
+        ),
+        (
+            "codec.text.weights",
+            params.codec.text.weights if params else None,
+            "a folder of CLIP ViT-B/32 in the hub's layout: the paper's text encoder",
+        ),
+        (
+            "evaluate.image.inception_weights",
+            params.evaluate.image.inception_weights if params else None,
+            "the FID Inception's state dict: FID as in the literature (evaluate.image.features: "
+            "inception)",
+        ),
+        (
+            "evaluate.image.resnet_weights",
+            params.evaluate.image.resnet_weights if params else None,
+            "a ResNet-101 in torchvision's layout: top-5 accuracy as in the paper",
+        ),
     )
     for key, path, enables in entries:
         if path is None:
             yield f"  {key}: not set; would enable {enables}"
-        elif Path(path).is_file():
+        elif Path(path).exists():
             yield f"  {key}: {path}"
         else:
             yield f"  {key}: {path} is MISSING; would enable {enables}"

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cdcd.data.samples import TASKS
 from flows.stage import DATA, STAGES, folder, guarded, prepare_environment, write
 
 
@@ -44,10 +45,15 @@ def _results(dataset: str) -> list[str]:
     lines.append(f"  scores table       {metrics} (figure: {metrics.with_suffix('.png')})")
     pages = sorted(report.glob("*.html"))
     if pages:
-        lines.append(f"  report to hear     {pages[0]}")
+        kind = "hear" if TASKS[dataset] == "dance2music" else "see "
+        lines.append(f"  report to {kind}     {pages[0]}")
     videos = sorted((folder("generated", dataset) / "previews").glob("*.mp4"))
     if videos:
         lines.append(f"  videos with music  {videos[0].parent}/*.mp4 ({len(videos)} files)")
+    pictures = sorted((folder("generated", dataset) / "previews").glob("*.gif"))
+    if pictures:
+        where = pictures[0].parent
+        lines.append(f"  pictures           {where}/ (samples.png, {pictures[0].name})")
     registered = _read(DATA / "registered" / f"{dataset}.json")
     if registered:
         aliases = ", ".join(registered["aliases"])

@@ -21,16 +21,48 @@ def sinusoidal(x: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-def rotary_tables(positions: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    positions: Tensor, head_width: int, longest: float = 4000.0
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine of rotary angles at real-valued positions [l] -> two of [l, head_width / 2].
 
-    Periods run from 4 to 4,000 positions: short enough to point at one token, long enough for the
-    whole window.
+    Periods run from 4 to `longest` positions: short enough to point at one token, long enough for
+    the whole window.
     """
     half = head_width // 2
     ramp = torch.arange(half, device=positions.device, dtype=torch.float32) / max(half - 1, 1)
-    angle = positions.float()[:, None] * (2 * math.pi / (4.0 * 1000.0**ramp))
+    angle = positions.float()[:, None] * (2 * math.pi / (4.0 * (longest / 4.0) ** ramp))
     return angle.cos(), angle.sin()
+
+
+def axial_tables(
+    grid: tuple[int, int], head_width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Rotary angles of a grid in raster order -> two of [rows columns, head_width / 2].
+
+    One half of the pairs turns with the row, the other with the column, with periods up to four
+    times the longer side, so that attention can find "one to the left" at once.
+
+    Args:
+        grid: rows and columns.
+        head_width: a multiple of 4.
+        device: of the tables.
+    """
+    longest = 4.0 * max(*grid, 2)
+    row, column = (
+        rotary_tables(torch.arange(side, device=device), head_width // 2, longest) for side in grid
+    )
+    cos, sin = (
+        torch.cat(
+            [
+                rows[:, None].expand(-1, grid[1], -1),
+                columns[None].expand(grid[0], -1, -1),
+            ],
+            dim=-1,
+        ).flatten(0, 1)
+        for rows, columns in zip(row, column, strict=True)
+    )
+    return cos, sin
 
 
 def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
@@ -215,9 +247,10 @@ class Block(nn.Module):
         x = x + self.dropout(self.attend_self(y, y, rotation, rotation))
         if self.norm_cross is not None and self.attend_cross is not None:
             y = self.norm_cross(x, around.step)
-            y = self.attend_cross(
-                y, around.sequence, rotation, around.condition_rotation, around.mask
-            )
+            # Without a place of its own a condition is met by queries that have none either.
+            theirs = around.condition_rotation
+            mine = None if theirs is None else rotation
+            y = self.attend_cross(y, around.sequence, mine, theirs, around.mask)
             x = x + self.dropout(y)
         match self.norm_feedforward:
             case TableLayerNorm():

@@ -13,6 +13,7 @@ from cdcd.models.blocks import (
     Block,
     Rotation,
     Surroundings,
+    axial_tables,
     rotary_tables,
     sinusoidal,
 )
@@ -26,8 +27,9 @@ class Denoiser(nn.Module):
     from text (C.2), each self-attention, cross-attention and feed-forward with AdaLN on t.
 
     Positions of sound enter as rotary angles in token units, for tokens and condition alike, so
-    that attention can find "the same moment" at once. Those of pictures are learned: a vector for
-    each row and one for each column, added up.
+    that attention can find "the same moment" at once. Those of pictures are learned, a vector for
+    each row and one for each column, added up; and, but for the released layout, rotary by row and
+    by column, which finds neighbours many steps of training earlier.
 
     Args:
         num_codes: K; the input vocabulary is K + 1 with [MASK].
@@ -35,7 +37,7 @@ class Denoiser(nn.Module):
         num_tokens: tokens of the trained window or picture.
         width: channels of every block.
         depth: blocks.
-        num_heads: attention heads; width must be a multiple of twice as many.
+        num_heads: attention heads; width must be a multiple of 2 num_heads, for pictures of 4.
         feedforward_multiple: hidden width of the feed-forward part over `width`.
         dropout: on every residual branch while training.
         checkpoint_blocks: recompute each block in the backward pass to save memory.
@@ -82,6 +84,11 @@ class Denoiser(nn.Module):
                 "use linear"
             )
         has_tables = modulation == "tables"
+        if grid is not None and not has_tables and width % (4 * num_heads):
+            raise ValueError(
+                "train.denoiser.width must be a multiple of 4 * num_heads for pictures, whose rows "
+                f"and columns share each head: got {width} for {num_heads} heads; change one"
+            )
         self.num_codes = num_codes
         self.num_steps = num_steps
         self.num_tokens = num_tokens
@@ -146,8 +153,10 @@ class Denoiser(nn.Module):
             condition.label,
             condition.sequence,
             condition.mask,
-            self._rotation(torch.arange(length, device=z_t.device, dtype=torch.float32)),
-            None if condition.positions is None else self._rotation(condition.positions),
+            self._rotation(length, z_t.device),
+            None
+            if condition.positions is None
+            else rotary_tables(condition.positions, self.head_width),
         )
         for block in self.blocks:
             if self.checkpoint_blocks and self.training:
@@ -164,9 +173,14 @@ class Denoiser(nn.Module):
             return self.positions[:length]
         return (self.rows[:, None] + self.columns).flatten(0, 1)[:length]
 
-    def _rotation(self, positions: Tensor) -> Rotation | None:
-        """Rotary tables of positions in tokens; pictures have none."""
-        return None if self.grid is not None else rotary_tables(positions, self.head_width)
+    def _rotation(self, length: int, device: torch.device) -> Rotation | None:
+        """Rotary tables of the tokens; the released layout of pictures has none."""
+        if self.grid is None:
+            where = torch.arange(length, device=device, dtype=torch.float32)
+            return rotary_tables(where, self.head_width)
+        if self.step is None:
+            return None
+        return axial_tables(self.grid, self.head_width, device)
 
 
 def _initialise(module: nn.Module) -> None:

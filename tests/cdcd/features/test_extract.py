@@ -32,6 +32,7 @@ def params(**featurize_changes: Any) -> Params:
         "i3d_weights": None,
         "i3d_output": "steps",
         "num_workers": 1,
+        "text_batch_size": 8,
         **featurize_changes,
     }
     return parse_params(tree)

@@ -193,6 +193,12 @@ class ImageCodec(Section):
                 f"image_size must be a multiple of {factor}, the factor of {len(self.multiples)} "
                 f"multiples: got {self.image_size}; change one of them"
             )
+        sides = [self.image_size >> level for level in range(len(self.multiples))]
+        if not set(self.attention_sizes) <= set(sides):
+            raise ValueError(
+                f"attention_sizes must be sides of feature maps, {sides} for image_size "
+                f"{self.image_size}: got {self.attention_sizes}; use some of those, or []"
+            )
         if (self.lpips_vgg is None) != (self.lpips_linear is None):
             raise ValueError(
                 "lpips_vgg and lpips_linear must be given together: got "

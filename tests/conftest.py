@@ -74,7 +74,8 @@ TOY: dict[str, Any] = {
     "evaluate": {"num_bootstrap": 50, "num_workers": 1},
     "overrides": {
         name: {"codec": {"image": {"image_size": 32, "channels": 8, "multiples": [1, 1, 2],
-                                   "latent_width": 8, "code_width": 8, "num_codes": 32,
+                                   "attention_sizes": [8], "latent_width": 8,
+                                   "code_width": 8, "num_codes": 32,
                                    "num_steps": 6, "batch_size": 4, "adversarial_start": 3,
                                    "discriminator_channels": 8}},
                "train": {"num_steps": 12, "batch_size": 4, "contrast": {"num_negatives": 2},

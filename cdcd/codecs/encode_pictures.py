@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from cdcd.codecs.base import PictureCodec
 from cdcd.codecs.encode import count_clips
 from cdcd.codecs.store import load_picture_codec, read_facts
-from cdcd.codecs.vqgan import check_grid
 from cdcd.data.cache import OpenSplit, new_split
 from cdcd.data.files import atomic_directory, write_json
 from cdcd.data.images import evaluation_crop, training_crop
@@ -41,7 +40,7 @@ def encode_pictures(
     codec, j and the key; 1 is the centre crop alone, which the other splits always have.
 
     Args:
-        params: sections `encode` and `codec.image` are used.
+        params: section `encode` is used.
         shards_dir: as the shard stage left it.
         codec_dir: as the codec stage left it.
         out_dir: replaced when everything in it is written.
@@ -50,15 +49,17 @@ def encode_pictures(
         The summary that is also in `summary.json`.
 
     Raises:
-        ValueError: damaged shards or codec, a codec of sound, or one of another picture size.
+        ValueError: damaged shards or codec, or a codec of sound.
     """
     start = time.perf_counter()
     shards_dir = Path(shards_dir)
     facts = read_facts(codec_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = load_picture_codec(codec_dir, device)
-    size = params.codec.image.image_size
-    grid = _grid(codec, size)
+    size = codec.image_size
+    # The codec alone decides size and crops, so that a parameter cannot disagree with it.
+    seed = int(facts["facts"].get("seed", 0))
+    grid = [size // codec.factor] * 2
     common = {
         "kind": "picture",
         "num_codes": codec.num_codes,
@@ -75,7 +76,7 @@ def encode_pictures(
             with new_split(folder, split, layout) as opened:
                 opened.info.update(common)
                 pictures = iterate_pictures(shards_dir, split)
-                for tokens in _encode_split(params, codec, device, pictures, opened, split):
+                for tokens in _encode_split(params, codec, seed, device, pictures, opened, split):
                     used[tokens] = True
         summary = {
             "num_pictures": counts,
@@ -105,20 +106,10 @@ def cut(picture: Picture, size: int, crops: int, seed: int) -> NDArray[np.uint8]
     return np.stack([training_crop(picture.image, size, generator) for generator in generators])
 
 
-def _grid(codec: PictureCodec, size: int) -> list[int]:
-    """Rows and columns of tokens of a picture."""
-    check_grid(size, codec.factor, "codec.image.image_size")
-    if size != codec.image_size:
-        raise ValueError(
-            f"codec.image.image_size must be that of the codec, {codec.image_size}: got {size}; "
-            "run the codec stage again"
-        )
-    return [size // codec.factor] * 2
-
-
 def _encode_split(
     params: Params,
     codec: PictureCodec,
+    seed: int,
     device: torch.device,
     pictures: Iterable[Picture],
     opened: OpenSplit,
@@ -129,7 +120,7 @@ def _encode_split(
 
     tokens = opened.arrays["tokens"]
     num_pictures, crops, _ = tokens.shape
-    size, seed = params.codec.image.image_size, params.codec.image.seed
+    size = codec.image_size
     bar = tqdm(pictures, f"encode {split}", num_pictures, unit="picture", mininterval=1.0)
     keys: list[str] = []
     labels: list[int] = []

@@ -20,10 +20,9 @@ ROOT = Path(__file__).parents[3]
 SIZE = 16
 
 
-def make_params(crops=1, batch_size=3, **image):
+def make_params(crops=1, batch_size=3):
     tree = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     tree["encode"] |= {"crops": crops, "batch_size": batch_size}
-    tree["codec"]["image"] |= {"image_size": SIZE, "multiples": [1, 2], "seed": 5} | image
     tree["overrides"] = {name: {key: {} for key in own} for name, own in tree["overrides"].items()}
     return parse_params(tree)
 
@@ -52,7 +51,7 @@ def data(tmp_path_factory):
     ).eval()  # fmt: skip
     codec.codebook.codes.normal_()
     (folder / "codec").mkdir()
-    save_codec(codec, folder / "codec", {})
+    save_codec(codec, folder / "codec", {"seed": 5})
     return folder, codec
 
 
@@ -122,19 +121,6 @@ def test_crops_depend_on_seed_number_and_key_alone():
     assert not np.array_equal(cut(picture, SIZE, 2, 1), two)
     same_image = Picture(other.key, "train", picture.image)
     assert not np.array_equal(cut(same_image, SIZE, 2, 0), two)
-
-
-def test_a_size_that_does_not_fit_the_codec_is_refused(data, tmp_path):
-    folder, _ = data
-    out = tmp_path / "tokens"
-    for size, message in (
-        (17, r"image_size must be a multiple of the codec's factor 2: got 17 pixels; use 16"),
-        (32, r"image_size must be that of the codec, 16: got 32; run the codec stage again"),
-    ):
-        params = make_params(image_size=size, multiples=[1])
-        with pytest.raises(ValueError, match=message):
-            encode_pictures(params, folder / "shards", folder / "codec", out)
-    assert not out.exists()
 
 
 def test_a_codec_of_sound_is_refused_and_earlier_tokens_stay(data, tmp_path):

@@ -119,9 +119,10 @@ def evaluate(
     for system, by_seed in heard.items():
         warnings += scoring.listening_warnings(system, by_seed[min(by_seed)])
 
-    systems = tables.summaries(params, scores, originals.songs)
+    options = tables.bootstrap(params, originals.songs)
+    systems = tables.summaries(scores, options)
     bits, missing = tables.bits_per_token(systems, model_dir, tokens_dir, features_dir, split)
-    tables.add_bits(params, systems, bits, originals.songs)
+    tables.add_bits(systems, bits, options)
     warnings += missing
     if features.network is not None:
         tables.add_fad(systems, features)
@@ -130,7 +131,7 @@ def evaluate(
             "dataset": dataset,
             "split": split,
             "systems": systems,
-            "comparisons": tables.comparisons(params, scores, systems, originals.songs),
+            "comparisons": tables.comparisons(scores, systems, options),
             "genre_protocols": tables.genre_variants(
                 set_features["ground_truth"], originals, database, classifier, known.get("val")
             ),

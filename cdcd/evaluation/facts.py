@@ -28,23 +28,29 @@ def config(
     p = params.evaluate
     first = next(one for one in sets if one.system == "model")
     return {
+        **shared_config(params, scores, first.info),
         "segment_seconds": params.shard.segment_seconds,
         "num_clips": counts[params.generate.split],
         "num_database": counts.get("train", 0),
         "denoise": p.denoise,
         "genre_feature": p.genre_feature,
-        "bootstrap": {"num_resamples": p.num_bootstrap, "seed": p.seed, "level": 0.95},
-        "bits_per_token_draws": NUM_DRAWS,
-        "generation": {
-            key: first.info[key]
-            for key in ("init", "truncation", "guidance", "stride")
-            if key in first.info
-        },
-        "seeds": {system: sorted(by_seed) for system, by_seed in scores.items()},
         "metrics": {
             name: dict(metric.config)
             for name, metric in scores["model"][min(scores["model"])].items()
         },
+    }
+
+
+def shared_config(params: Params, scores: Scores, info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the choices behind scores of any kind; `info` was written beside a model's set."""
+    p = params.evaluate
+    return {
+        "bootstrap": {"num_resamples": p.num_bootstrap, "seed": p.seed, "level": 0.95},
+        "bits_per_token_draws": NUM_DRAWS,
+        "generation": {
+            key: info[key] for key in ("init", "truncation", "guidance", "stride") if key in info
+        },
+        "seeds": {system: sorted(by_seed) for system, by_seed in scores.items()},
     }
 
 

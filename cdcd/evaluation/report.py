@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,13 +166,38 @@ def verdicts(metrics: Mapping[str, Any], layout: Layout = MUSIC) -> list[str]:
     return lines
 
 
+def remarks(metrics: Mapping[str, Any], layout: Layout = MUSIC) -> list[str]:
+    """Return the lines below the table: comparisons, notes, and why it is no published table."""
+    lines = [*verdicts(metrics, layout), *layout.notes]
+    if not metrics["comparable_to_paper"]:
+        why = metrics["comparable_to_paper_why"]
+        lines.append(f"Not to be set beside published numbers: {why}.")
+    return lines
+
+
+def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    cells = [heading, ["---"] * len(heading), *rows]
+    return ["| " + " | ".join(row) + " |" for row in cells]
+
+
+def html_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of escaped text in HTML."""
+    lines = [("th", heading), *(("td", row) for row in rows)]
+    return "<table>{}</table>".format(
+        "".join(
+            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+            for tag, row in lines
+        )
+    )
+
+
 def markdown(metrics: Mapping[str, Any], layout: Layout = MUSIC) -> str:
     """Return the whole report as Markdown."""
     heading, rows = table(metrics["systems"], layout)
     lines = [f"# Scores: {metrics['dataset']}, split {metrics['split']}", ""]
-    lines += ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", *(f"- {line}" for line in (*verdicts(metrics, layout), *layout.notes)), ""]
+    lines += markdown_table(heading, rows)
+    lines += ["", *(f"- {line}" for line in remarks(metrics, layout)), ""]
     if metrics["warnings"]:
         lines += ["## Warnings", "", *(f"- {line}" for line in metrics["warnings"]), ""]
     return "\n".join(lines)
@@ -242,12 +267,8 @@ def opening(metrics: Mapping[str, Any], plot: Path, layout: Layout) -> str:
     title = f"Scores: {metrics['dataset']}, split {metrics['split']}"
     parts = [
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>',
-        f"<style>{STYLE}</style><h1>{escape(title)}</h1><table><tr>",
-        *(f"<th>{escape(cell)}</th>" for cell in heading),
-        "</tr>",
-        *("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows),
-        "</table><ul>",
-        *(f"<li>{escape(line)}</li>" for line in (*verdicts(metrics, layout), *layout.notes)),
+        f"<style>{STYLE}</style><h1>{escape(title)}</h1>{html_table(heading, rows)}<ul>",
+        *(f"<li>{escape(line)}</li>" for line in remarks(metrics, layout)),
         "</ul>",
         '<img alt="scores with intervals" src="data:image/png;base64,',
         base64.b64encode(plot.read_bytes()).decode(),
@@ -339,18 +360,45 @@ def write(
         if key in one.audio and system != "silence":
             sounds.setdefault(key, {})[system] = one.audio[key]
             captions.setdefault(key, {})[system] = _caption(scores[system][one.seed], key)
+    write_folder(
+        report_dir,
+        scores,
+        bits,
+        page=page(metrics, plot_path, sounds, captions),
+        table=markdown(metrics),
+    )
+    write_json(metrics_path, metrics)
+
+
+def write_folder(
+    report_dir: Path,
+    scores: Scores,
+    bits: Mapping[str, Mapping[str, float]],
+    *,
+    page: str,
+    table: str,
+    add: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Replace a report's folder as a whole.
+
+    Args:
+        report_dir: gets `scores.json`, `index.html` and `table.md`.
+        scores: by system and seed.
+        bits: bits per token by system and key.
+        page: of `index.html`.
+        table: of `table.md`.
+        add: writes what else there is into the folder it is given.
+    """
     text = json.dumps(
         rounded({"systems": details(scores), "bits_per_token": bits}),
         sort_keys=True,
         allow_nan=False,
     )
     with atomic_directory(report_dir) as folder:
-        (folder / "index.html").write_text(
-            page(metrics, plot_path, sounds, captions), encoding="utf-8"
-        )
-        (folder / "table.md").write_text(markdown(metrics), encoding="utf-8")
+        (folder / "index.html").write_text(page, encoding="utf-8")
+        (folder / "table.md").write_text(table, encoding="utf-8")
         (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
-    write_json(metrics_path, metrics)
+        add(folder)
 
 
 def _caption(metrics: Mapping[str, Metric], key: str) -> str:

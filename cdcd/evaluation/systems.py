@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcd.data.cache import read_split
+from cdcd.data.cache import Split, read_split
 from cdcd.data.samples import GENRES, SAMPLE_RATE_HZ, Sample
 
 ORDER = (
@@ -32,7 +32,7 @@ _NAME = re.compile(r"([A-Za-z0-9_]+)-seed(\d+)")
 
 
 class GeneratedError(ValueError):
-    """Generated music that must not be scored; the message is one line."""
+    """Generated music or pictures that must not be scored; the message is one line."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class GeneratedSet:
 
 
 def read_generated(folder: str | Path, keys: Iterable[str], split: str) -> list[GeneratedSet]:
-    """Read every `<system>-seed<k>` set of a folder.
+    """Read every `<system>-seed<k>` set of music in a folder.
 
     Args:
         folder: written by the generate stage.
@@ -106,52 +106,80 @@ def read_generated(folder: str | Path, keys: Iterable[str], split: str) -> list[
         split: its name, for messages.
 
     Raises:
-        GeneratedError: there is none, a set did not start from the full mask, was sampled at
-            another rate, or holds a key that the split does not have.
+        GeneratedError: see `stored_sets`; also for a set that was sampled at another rate, or holds
+            a key that the split does not have.
     """
-    folder, known = Path(folder), set(keys)
+    known = set(keys)
     sets = []
+    for system, seed, path, stored in stored_sets(folder):
+        rate = stored.info.get("sample_rate_hz", SAMPLE_RATE_HZ)
+        if rate != SAMPLE_RATE_HZ:
+            raise GeneratedError(
+                f"{path}: sample_rate_hz must be {SAMPLE_RATE_HZ}: got {rate}; run `generate` again"
+            )
+        check_known(path, "keys", stored.info["keys"], known, split)
+        rows = stored.arrays["audio"]
+        audio = {
+            key: rows[i].astype(np.float32) / 32767 for i, key in enumerate(stored.info["keys"])
+        }
+        sets.append(GeneratedSet(system, seed, audio, stored.info))
+    return sets
+
+
+def stored_sets(folder: str | Path) -> list[tuple[str, int, Path, Split]]:
+    """Open every `<system>-seed<k>` set of a folder: system, seed, file and what it holds.
+
+    Raises:
+        GeneratedError: there is no set of the model, or a set did not start from the full mask.
+        CacheError: a file is cut short or damaged.
+    """
+    folder = Path(folder)
+    found = []
     for path in sorted(folder.glob("*.safetensors")):
         match = _NAME.fullmatch(path.stem)
         if match is None:
             continue
         stored = read_split(folder, path.stem)
-        _check(path, stored.info, known, split)
-        rows = stored.arrays["audio"]
-        audio = {
-            key: rows[i].astype(np.float32) / 32767 for i, key in enumerate(stored.info["keys"])
-        }
-        sets.append(GeneratedSet(match[1], int(match[2]), audio, stored.info))
-    if not any(one.system == "model" for one in sets):
+        init = stored.info.get("init")
+        if init != "mask":
+            # A start from the noised reference has seen the target and says nothing about
+            # generation.
+            raise GeneratedError(
+                f"{path}: init must be mask: got {json.dumps(init)}; results of reconstruction "
+                "experiments cannot enter the main table, so generate from the full mask"
+            )
+        found.append((match[1], int(match[2]), path, stored))
+    systems = sorted({system for system, *_ in found})
+    if "model" not in systems:
         raise GeneratedError(
             f"{folder} must hold model-seed<k>.safetensors: got "
-            f"{', '.join(sorted({one.system for one in sets})) or 'no set'}; run `generate` again"
+            f"{', '.join(systems) or 'no set'}; run `generate` again"
         )
-    return sets
+    return found
 
 
-def _check(path: Path, info: Mapping[str, Any], known: set[str], split: str) -> None:
-    init = info.get("init")
-    if init != "mask":
-        # A start from the noised reference has seen the target and says nothing about generation.
-        raise GeneratedError(
-            f"{path}: init must be mask: got {json.dumps(init)}; results of reconstruction "
-            "experiments cannot enter the main table, so generate from the full mask"
-        )
-    rate = info.get("sample_rate_hz", SAMPLE_RATE_HZ)
-    if rate != SAMPLE_RATE_HZ:
-        raise GeneratedError(
-            f"{path}: sample_rate_hz must be {SAMPLE_RATE_HZ}: got {rate}; run `generate` again"
-        )
-    strangers = [key for key in info["keys"] if key not in known]
+def check_known(path: Path, name: str, keys: Iterable[str], known: set[str], split: str) -> None:
+    """Refuse a set with keys that its split does not have.
+
+    Args:
+        path: the set's file, for messages.
+        name: of the list of keys, for messages.
+        keys: what the set was made from.
+        known: the split's keys.
+        split: its name, for messages.
+
+    Raises:
+        GeneratedError: a key is unknown.
+    """
+    strangers = [key for key in keys if key not in known]
     if strangers:
         raise GeneratedError(
-            f"{path}: keys must belong to split {split}: got {strangers[0]} and "
+            f"{path}: {name} must belong to split {split}: got {strangers[0]} and "
             f"{len(strangers) - 1} more; run `generate` again"
         )
 
 
-def reading_order(systems: Iterable[str]) -> list[str]:
-    """Sort row names as `ORDER` has them, unknown ones last by name."""
-    known = {name: i for i, name in enumerate(ORDER)}
-    return sorted(set(systems), key=lambda name: (known.get(name, len(ORDER)), name))
+def reading_order(systems: Iterable[str], order: Sequence[str] = ORDER) -> list[str]:
+    """Sort row names as `order` has them, unknown ones last by name."""
+    known = {name: i for i, name in enumerate(order)}
+    return sorted(set(systems), key=lambda name: (known.get(name, len(order)), name))

@@ -1,4 +1,4 @@
-"""From per-clip scores to the table: summaries, comparisons, genre variants."""
+"""From scores of each clip or picture to the table: summaries, comparisons, genre variants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cdcd.evaluation.result import Metric
 from cdcd.evaluation.systems import Originals, reading_order
 
 COMPARED = ("onset_f1", "beat_f1", "genre_accuracy")
-NUM_DRAWS = 10  # diffusion steps drawn per clip for the bound on bits per token
+NUM_DRAWS = 10  # diffusion steps drawn per clip or picture for the bound on bits per token
 
 _SEES_DANCE = ("model", "motion_only", "video_only")
 
@@ -35,28 +35,50 @@ class Labelled:
     songs: dict[str, str]
 
 
-def _bootstrap(params: Params, songs: Mapping[str, str]) -> dict[str, Any]:
+def bootstrap(params: Params, clusters: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options of the bootstrap; `clusters` is what each key belongs to, e.g. a song."""
     p = params.evaluate
-    return {"num_resamples": p.num_bootstrap, "seed": p.seed, "clusters": songs}
+    return {"num_resamples": p.num_bootstrap, "seed": p.seed, "clusters": clusters}
 
 
-def summaries(
-    params: Params, scores: Scores, songs: Mapping[str, str]
-) -> dict[str, dict[str, Any]]:
+def summarise(
+    scores: Scores, options: Mapping[str, Any], group: str = "song"
+) -> dict[str, dict[str, dict[str, Any] | None]]:
+    """Summarise every score of every system over seeds, keys and groups.
+
+    Args:
+        scores: by system and seed, the same scores for all seeds of a system.
+        options: of `bootstrap`.
+        group: what the clusters are, as in `ci_song_low`.
+
+    Returns:
+        By system and score, a summary with `n_skipped`; None where no key was scored.
+    """
+    runs = {system: [of for _, of in sorted(by_seed.items())] for system, by_seed in scores.items()}
+    places = [(system, name) for system, mine in runs.items() for name in mine[0]]
+    # All at once: scores of the same keys share their draws.
+    found = statistics.summarise(
+        [[run[name].per_sample for run in runs[system]] for system, name in places], **options
+    )
+    rows: dict[str, dict[str, dict[str, Any] | None]] = {system: {} for system in runs}
+    for (system, name), summary in zip(places, found, strict=True):
+        value = None if summary is None else summary.as_dict(group)
+        if value is not None:
+            value["n_skipped"] = sum(len(run[name].skipped) for run in runs[system])
+        rows[system][name] = value
+    return rows
+
+
+def summaries(scores: Scores, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return one row per system, in reading order: every score over seeds, clips and songs."""
-    options = _bootstrap(params, songs)
+    found = summarise(scores, options)
     systems: dict[str, dict[str, Any]] = {}
     for system in reading_order(scores):
         runs = [metrics for _, metrics in sorted(scores[system].items())]
         row: dict[str, Any] = {"beats": {"d2m": {}, "loris": {}}, "num_seeds": len(runs)}
-        for name in runs[0]:
-            per_seed = [run[name].per_sample for run in runs]
-            summary = statistics.summarise(per_seed, **options)
-            value = None if summary is None else summary.as_dict()
+        for name, value in found[system].items():
             family, _, score = name.partition(".")
             (row["beats"][family] if score else row)[score or name] = value
-            if value is not None:
-                value["n_skipped"] = sum(len(run[name].skipped) for run in runs)
         for family, score in (("d2m", "hit"), ("loris", "bhs")):
             extras = [run[f"{family}.{score}"].extra for run in runs]
             renamed = {"coverage_std": "csd", "hit_std": "hsd"} if family == "loris" else {}
@@ -95,34 +117,48 @@ def bits_per_token(
     tokens_dir: str | Path,
     features_dir: str | Path,
     split: str,
+    keys: Sequence[str] | None = None,
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Return the bound on the originals' bits per token by system and key, and warnings."""
+    """Return the bound on the originals' bits per token by system and key, and warnings.
+
+    Args:
+        systems: rows; those that no model stands behind are left out.
+        model_dir: the denoiser.
+        tokens_dir: the originals' tokens.
+        features_dir: their conditions.
+        split: which split.
+        keys: the conditions; None for all of the split. There is a warning of those not found.
+    """
     from tqdm import tqdm
 
     try:
         from cdcd import tasks
     except ImportError as error:
         return {}, [f"no bits per token: {error}"]
+    folders = (Path(model_dir), Path(tokens_dir), Path(features_dir))
     asked = [system for system in systems if system in tasks.SYSTEMS]
-    found = {}
+    found: dict[str, dict[str, float]] = {}
+    warnings = []
     for system in tqdm(asked, desc="evaluate: bits per token", unit="system"):
-        bits = tasks.bits_per_token(
-            Path(model_dir), Path(tokens_dir), Path(features_dir), split, system, NUM_DRAWS
-        )
+        bits = tasks.bits_per_token(*folders, split, system, NUM_DRAWS, keys)
         found[system] = dict(zip(bits["keys"], bits["per_sample"], strict=True))
-    return found, []
+        if keys is not None and (num_lost := len(keys) - len(found[system])):
+            warnings.append(
+                f"bits per token of {system}: {num_lost} conditions are not in {features_dir}"
+            )
+    return found, warnings
 
 
 def add_bits(
-    params: Params,
     systems: Mapping[str, dict[str, Any]],
     bits: Mapping[str, Mapping[str, float]],
-    songs: Mapping[str, str],
+    options: Mapping[str, Any],
+    group: str = "song",
 ) -> None:
-    """Put the summary of `bits_per_token` into the systems' rows."""
-    for system, per_sample in bits.items():
-        summary = statistics.summarise([per_sample], **_bootstrap(params, songs))
-        systems[system]["bits_per_token"] = None if summary is None else summary.as_dict()
+    """Put the summary of `bits_per_token` into the systems' rows; see `summarise`."""
+    found = statistics.summarise([[by_key] for by_key in bits.values()], **options)
+    for system, summary in zip(bits, found, strict=True):
+        systems[system]["bits_per_token"] = None if summary is None else summary.as_dict(group)
 
 
 def add_fad(systems: Mapping[str, dict[str, Any]], features: GenreFeatures) -> None:
@@ -136,14 +172,11 @@ def add_fad(systems: Mapping[str, dict[str, Any]], features: GenreFeatures) -> N
 
 
 def comparisons(
-    params: Params,
-    scores: Scores,
-    systems: Mapping[str, Mapping[str, Any]],
-    songs: Mapping[str, str],
+    scores: Scores, systems: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Return paired differences of systems that see the dance from controls that do not."""
     pairs = itertools.product(_SEES_DANCE, ("shuffled", "unconditioned"))
-    return compare(scores, systems, pairs, COMPARED, _bootstrap(params, songs))
+    return compare(scores, systems, pairs, COMPARED, options)
 
 
 def compare(
@@ -159,35 +192,40 @@ def compare(
     Args:
         scores: metrics by system and seed.
         systems: their rows, with the summary of each score.
-        pairs: what is compared; pairs with a system that was not scored are left out.
+        pairs: what is compared; pairs with a system that was not scored, or without a key that
+            both were scored on, are left out.
         names: the scores.
-        options: of the bootstrap: `num_resamples`, `seed`, `clusters`.
+        options: of `bootstrap`.
         group: what the clusters are, as in `ci_song_low`.
     """
-    names, options = tuple(names), dict(options)
-    found: dict[str, dict[str, Any]] = {}
-    for system, control in pairs:
-        if system not in scores or control not in scores:
+    differences: dict[tuple[str, str, str], dict[str, float]] = {}
+    for (first, second), name in itertools.product(pairs, tuple(names)):
+        if not all(one in scores and systems[one].get(name) for one in (first, second)):
             continue
-        for name in names:
-            if not all(systems[one].get(name) for one in (system, control)):
-                continue
-            means = [
-                statistics.mean_over_seeds([run[name].per_sample for run in scores[one].values()])
-                for one in (system, control)
-            ]
-            over_keys = statistics.paired_difference(*means, **options | {"clusters": None})
-            over_groups = statistics.paired_difference(*means, **options)
-            first, second = (systems[one][name] for one in (system, control))
-            found.setdefault(f"{system}_vs_{control}", {})[name] = {
-                "difference": over_keys.mean,
-                "ci_low": over_keys.low,
-                "ci_high": over_keys.high,
-                f"ci_{group}_low": over_groups.low,
-                f"ci_{group}_high": over_groups.high,
-                "intervals_overlap": _overlap(first, second, "ci"),
-                f"intervals_overlap_by_{group}": _overlap(first, second, f"ci_{group}"),
-            }
+        means = [
+            statistics.mean_over_seeds([run[name].per_sample for run in scores[one].values()])
+            for one in (first, second)
+        ]
+        if common := statistics.paired_differences(*means):
+            differences[first, second, name] = common
+    # All at once: differences of the same keys share their draws.
+    columns = list(differences.values())
+    over_keys = statistics.bootstrap_intervals(columns, **{**options, "clusters": None})
+    over_groups = statistics.bootstrap_intervals(columns, **options)
+    found: dict[str, dict[str, Any]] = {}
+    for (first, second, name), narrow, wide in zip(
+        differences, over_keys, over_groups, strict=True
+    ):
+        rows = systems[first][name], systems[second][name]
+        found.setdefault(f"{first}_vs_{second}", {})[name] = {
+            "difference": narrow.mean,
+            "ci_low": narrow.low,
+            "ci_high": narrow.high,
+            f"ci_{group}_low": wide.low,
+            f"ci_{group}_high": wide.high,
+            "intervals_overlap": _overlap(*rows, "ci"),
+            f"intervals_overlap_by_{group}": _overlap(*rows, f"ci_{group}"),
+        }
     return found
 
 

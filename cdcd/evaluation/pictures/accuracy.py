@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ def top_classes(logits: ArrayLike, k: int) -> NDArray[np.int64]:
     Of equal logits the lower index comes first.
 
     Raises:
-        ValueError: a logit is NaN, or there are fewer than k classes.
+        ValueError: a logit is NaN, there are fewer than k classes, or logits are no matrix.
     """
     scores = np.asarray(logits, dtype=np.float64)
     if scores.ndim != 2:
@@ -36,29 +36,6 @@ def top_classes(logits: ArrayLike, k: int) -> NDArray[np.int64]:
             f"{len(scores)} rows; check the pictures and the weights"
         )
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
-
-
-def top_k_accuracy(logits: ArrayLike, labels: Sequence[int], k: int) -> Metric:
-    """Share of rows whose label is among the k largest logits (metrics.md, section 7).
-
-    Args:
-        logits: `[n, classes]`.
-        labels: n classes from 0 on.
-        k: how many classes count.
-
-    Raises:
-        ValueError: see `top_classes`; also a label that is no class.
-    """
-    top = top_classes(logits, k)
-    num_classes = np.asarray(logits).shape[1]
-    wrong = [label for label in labels if not 0 <= label < num_classes]
-    if wrong or len(labels) != len(top):
-        raise ValueError(
-            f"labels must be {len(top)} numbers from 0 to {num_classes - 1}: got {len(labels)}"
-            + (f", among them {wrong[0]}" if wrong else "")
-        )
-    rows = {f"{i:08d}": row for i, row in enumerate(top)}
-    return class_accuracy(rows, dict(zip(rows, labels, strict=True)), k)
 
 
 def class_accuracy(

@@ -6,6 +6,7 @@ full mask are refused, because they have seen the picture they are compared with
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from cdcd.config import Params
+from cdcd.config import EvaluateImage, Params
 from cdcd.data.cache import read_split
 from cdcd.data.images import evaluation_crop
+from cdcd.data.samples import TASKS
 from cdcd.data.shards import is_embedded, iterate_pictures, read_shards_index
 from cdcd.evaluation import facts as shared_facts
 from cdcd.evaluation.controls import derange
@@ -29,11 +31,17 @@ from cdcd.evaluation.pictures.sets import (
     Pixels,
     all_conditions,
     check_against,
+    first_seeds,
     read_generated,
 )
 from cdcd.evaluation.pictures.stand_in import CLASS, fit_reader
 from cdcd.evaluation.pictures.viewer import Seen, Viewer, decoded
-from cdcd.evaluation.tables import Scores, compare
+from cdcd.evaluation.tables import Scores, add_bits, bits_per_token, bootstrap, compare
+
+logger = logging.getLogger(__name__)
+
+Looked = dict[str, dict[int, tuple[Seen, Mapping[str, int]]]]
+"""By system and seed, what a set shows, and in it the row of each condition's picture."""
 
 
 @dataclass(eq=False)
@@ -98,39 +106,44 @@ def evaluate_pictures(
         What is written to `metrics_path`.
 
     Raises:
-        ValueError: generated pictures are missing, damaged or have seen their target, or weights
-            are missing or of another network.
+        ValueError: weights are missing (told before anything else is done) or of another network,
+            or generated pictures are missing, damaged or have seen their target.
     """
     from tqdm import tqdm
 
     split, p = params.generate.split, params.evaluate
     embedded = is_embedded(shards_dir)
+    check_weights(p.image, dataset, embedded=embedded)
     sets = read_generated(generated_dir, read_split(tokens_dir, split).info["keys"], split)
     conditions = all_conditions(sets)
     side = sets[0].images.shape[1]
     viewer, warnings = make_viewer(
         params, dataset, shards_dir, encoder_dir, side, conditions, embedded=embedded
     )
+    for line in warnings:
+        logger.warning("%s: %s", dataset, line)
     shown = report.choose(conditions)
-    distinct = sorted({condition.picture_key for condition in conditions})
+    picture_of = {condition.key: condition.picture_key for condition in conditions}
+    distinct = sorted(set(picture_of.values()))
     total = 2 * len(distinct) + sum(len(one.images) for one in sets)
     with tqdm(total=total, desc="evaluate: looking", unit="picture") as bar:
         real = _see_real(viewer, shards_dir, split, conditions, side, shown, bar)
-        keys = {condition.key: condition.picture_key for condition in conditions}
-        looked = {"real": {0: (real.seen, {key: real.rows[keys[key]] for key in keys})}}
+        rows = {key: real.rows[picture] for key, picture in picture_of.items()}
+        looked: Looked = {"real": {0: (real.seen, rows)}}
         decoding = decoded(codec_dir, tokens_dir, split, distinct, side)
-        places = {key: i for i, key in enumerate(distinct)}
         kept: dict[str, Pixels] = {}
         keeping = _keep(decoding, distinct, {c.picture_key for c in shown}, kept)
         seen = viewer.see(_counted(keeping, bar))
-        looked["codec_reconstruction"] = {0: (seen, {key: places[keys[key]] for key in keys})}
+        places = {picture: row for row, picture in enumerate(distinct)}
+        rows = {key: places[picture] for key, picture in picture_of.items()}
+        looked["codec_reconstruction"] = {0: (seen, rows)}
         for one in sets:
             seen = viewer.see(_counted(one.batches(), bar))
-            rows = {key: i for i, key in enumerate(one.keys)}
-            looked.setdefault(one.system, {})[one.seed] = (seen, rows)
+            looked.setdefault(one.system, {})[one.seed] = (seen, one.rows)
     shuffled, refused = _shuffled(conditions, looked["model"], p.seed)
     warnings += refused
-    looked |= {"shuffled": shuffled} if shuffled else {}
+    if shuffled:
+        looked["shuffled"] = shuffled
 
     asked = tables.ask(viewer, conditions, real.names)
     warnings += asked.warnings
@@ -148,7 +161,7 @@ def evaluate_pictures(
         }
         for system, by_seed in looked.items()
     }
-    options = tables.bootstrap(params, conditions)
+    options = bootstrap(params, {condition.key: condition.group for condition in conditions})
     systems = tables.summaries(scores, options)
     gaussians: dict[str, dict[int, Gaussian]] = {
         system: {
@@ -160,10 +173,10 @@ def evaluate_pictures(
     }
     if gaussians["real"]:
         warnings += tables.add_distances(systems, gaussians, viewer.score_name)
-    bits, missing = tables.bits_per_token(
-        list(systems), conditions, model_dir, tokens_dir, features_dir, split
+    bits, missing = bits_per_token(
+        systems, model_dir, tokens_dir, features_dir, split, list(picture_of)
     )
-    tables.add_bits(systems, bits, options)
+    add_bits(systems, bits, options, tables.GROUP)
     warnings += missing
     counts = {
         "num_conditions": len(conditions),
@@ -210,6 +223,38 @@ def evaluate_pictures(
     return tree
 
 
+def check_weights(image: EvaluateImage, dataset: str, *, embedded: bool) -> None:
+    """Refuse weights that are given, will be used and are not there.
+
+    That inception has weights at all is a rule of the parameters.
+
+    Args:
+        image: section `evaluate.image`.
+        dataset: its task decides what is used.
+        embedded: whether the pictures are the stand-in.
+
+    Raises:
+        ValueError: a path names nothing.
+    """
+    used = {
+        "inception_weights": image.features == "inception",
+        "resnet_weights": dataset == "imagenet" and not embedded,
+        "clip_weights": TASKS[dataset] == "text2image",
+    }
+    remedies = {
+        "inception_weights": "set evaluate.image.features: stand_in",
+        "resnet_weights": "set it to null, for no class accuracy",
+        "clip_weights": "set it to null, for the encoder that the model reads",
+    }
+    for name, remedy in remedies.items():
+        path = getattr(image, name)
+        if used[name] and path is not None and not Path(path).exists():
+            raise ValueError(
+                f"evaluate.image.{name} must be a path that exists: got {path}; mend it, or "
+                f"{remedy}"
+            )
+
+
 def make_viewer(
     params: Params,
     dataset: str,
@@ -236,8 +281,9 @@ def make_viewer(
         inception = load_inception(str(image.inception_weights)).to(device)
     elif not embedded:
         warnings.append(
-            "no Fréchet distance: features are the stand-in's and the pictures are real; set "
-            "evaluate.image.features: inception and give inception_weights"
+            "no Fréchet distance: the pictures are a real download and evaluate.image.features is "
+            "stand_in, a network that learns the labels of a stand-in; set it to inception and "
+            "give inception_weights"
         )
     if image.resnet_weights is not None and dataset == "imagenet" and not embedded:
         from cdcd.evaluation.networks.resnet import load_resnet101
@@ -328,13 +374,13 @@ def _shuffled(
     conditions: Sequence[Condition],
     model: Mapping[int, tuple[Seen, Mapping[str, int]]],
     base_seed: int,
-) -> tuple[dict[int, tuple[Seen, dict[str, int]]], list[str]]:
+) -> tuple[dict[int, tuple[Seen, Mapping[str, int]]], list[str]]:
     """Give every condition the model's picture of another, of another class where there are such.
 
     One assignment for each of the model's seeds, so that their spread can be compared.
     """
     groups = {condition.key: condition.group for condition in conditions}
-    made: dict[int, tuple[Seen, dict[str, int]]] = {}
+    made: dict[int, tuple[Seen, Mapping[str, int]]] = {}
     warnings: list[str] = []
     for seed, (seen, rows) in sorted(model.items()):
         if len(rows) < 2:
@@ -343,7 +389,7 @@ def _shuffled(
         other = derange(list(mine), mine, base_seed + seed)
         if any(mine[key] == mine[other[key]] for key in mine):
             warnings = [
-                "shuffled: one class holds most pictures, so some got words of their own class"
+                "shuffled: one class holds most pictures, so some got one of their own class"
             ]
         made[seed] = (seen, {key: rows[other[key]] for key in mine})
     return made, warnings
@@ -358,12 +404,11 @@ def _counted(batches: Iterable[Pixels], bar: Any) -> Iterator[Pixels]:
 def _keep(
     batches: Iterable[Pixels], keys: Sequence[str], wanted: set[str], kept: dict[str, Pixels]
 ) -> Iterator[Pixels]:
-    place = 0
+    """Pass batches on, keeping the wanted pictures; `keys` names all pictures in their order."""
+    names = iter(keys)
     for batch in batches:
-        for picture in batch:
-            if keys[place] in wanted:
-                kept[keys[place]] = picture
-            place += 1
+        named = zip(batch, names, strict=False)
+        kept.update({key: picture for picture, key in named if key in wanted})
         yield batch
 
 
@@ -377,12 +422,10 @@ def _samples(
         "real": {c.key: crops[c.picture_key] for c in shown},
         "codec_reconstruction": {c.key: reconstructed[c.picture_key] for c in shown},
     }
-    for one in sorted(sets, key=lambda one: one.seed):
-        if one.system not in found:
-            rows = {key: i for i, key in enumerate(one.keys)}
-            found[one.system] = {
-                c.key: np.array(one.images[rows[c.key]]) for c in shown if c.key in rows
-            }
+    for system, one in first_seeds(sets).items():
+        found[system] = {
+            c.key: np.array(one.images[one.rows[c.key]]) for c in shown if c.key in one.rows
+        }
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 from cdcd.config import Params
 from cdcd.data.files import sha256_file
 from cdcd.evaluation.clip_score import PREFIX
+from cdcd.evaluation.facts import shared_config
 from cdcd.evaluation.networks import inception, resnet
 from cdcd.evaluation.pictures.sets import PictureSet
 from cdcd.evaluation.pictures.viewer import STAND_IN_FEATURES, Viewer
-from cdcd.evaluation.tables import NUM_DRAWS, Scores
+from cdcd.evaluation.tables import Scores
 
 PACKAGES = ("numpy", "scipy", "torch", "torchvision", "transformers", "tokenizers", "Pillow")
 NUM_PAPER = {"cub200": 29_000, "coco": 30_000, "imagenet": 50_000}
@@ -67,22 +69,18 @@ def networks(
             "prefix_of_clip_s": PREFIX,
         }
         if own:
-            clip["facts"] = _encoder_facts(encoder_dir)
+            clip["facts"] = _encoder_note(encoder_dir)
     return {"features": features, "classifier": classifier, "clip": clip}
 
 
-def _encoder_facts(encoder_dir: str | Path) -> str | None:
-    """Say in a word where the encoder is from, where its summary tells."""
-    import json
-
+def _encoder_note(encoder_dir: str | Path) -> str | None:
+    """Say where the encoder is from, where its summary tells."""
     try:
         summary = json.loads((Path(encoder_dir) / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    for key in ("encoder", "source", "weights", "note"):
-        if isinstance(summary, dict) and isinstance(summary.get(key), str):
-            return str(summary[key])
-    return None
+    note = summary.get("note") if isinstance(summary, dict) else None
+    return None if note is None else str(note)
 
 
 def config(
@@ -91,20 +89,9 @@ def config(
     """Return every choice behind the numbers; `counts` are of conditions and pictures."""
     first = next(one for one in sets if one.system == "model")
     return {
+        **shared_config(params, scores, first.info),
         **counts,
         "image_size": first.images.shape[1],
-        "bootstrap": {
-            "num_resamples": params.evaluate.num_bootstrap,
-            "seed": params.evaluate.seed,
-            "level": 0.95,
-        },
-        "bits_per_token_draws": NUM_DRAWS,
-        "generation": {
-            key: first.info[key]
-            for key in ("init", "truncation", "guidance", "stride")
-            if key in first.info
-        },
-        "seeds": {system: sorted(by_seed) for system, by_seed in scores.items()},
         "real": "the distinct held-out pictures of the conditions, evaluation crop",
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-import json
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from cdcd import pictures as drawing
-from cdcd.data.files import atomic_directory, write_json
+from cdcd.data.files import write_json
 from cdcd.data.images import png_bytes
 from cdcd.evaluation import report
-from cdcd.evaluation.facts import rounded
-from cdcd.evaluation.pictures.sets import Condition, PictureSet, Pixels
+from cdcd.evaluation.pictures.sets import Condition, PictureSet, Pixels, first_seeds
 from cdcd.evaluation.pictures.tables import GROUP
 from cdcd.evaluation.pictures.viewer import STAND_IN_FEATURES
 from cdcd.evaluation.report import Column, Layout
@@ -102,6 +101,8 @@ def layout(systems: Mapping[str, Mapping[str, Any]], used: Mapping[str, Any]) ->
             "The classifier that reads attributes and classes was trained on real train pictures; "
             f"on real held-out ones it is right in: {listed}.",
         )
+    if used["features"] is None:
+        notes = (*notes, "No Fréchet distance could be computed; the warnings say why.")
     return Layout(
         columns=tuple(found),
         plotted=plotted or tuple(c.path[0] for c in found[:1]),
@@ -118,10 +119,9 @@ def choose(conditions: Sequence[Condition], num: int = NUM_SHOWN) -> list[Condit
     by_group: dict[str, list[Condition]] = {}
     for condition in conditions:
         by_group.setdefault(condition.group, []).append(condition)
-    depth = max(map(len, by_group.values()))
-    groups = list(by_group.values())
-    one_each = [mine[i] for i in range(depth) for mine in groups if i < len(mine)]
-    first = one_each[: max(num, len(groups))]
+    rounds = itertools.zip_longest(*by_group.values())
+    one_each = (condition for some in rounds for condition in some if condition is not None)
+    first = list(itertools.islice(one_each, max(num, len(by_group))))
     places = np.unique(np.linspace(0, len(first) - 1, min(num, len(first))).round().astype(int))
     return [first[place] for place in places]
 
@@ -189,13 +189,7 @@ def page(
     parts.append("</table>")
     heading, rows = _class_rows(scores)
     if rows:
-        parts += [
-            "<h2>Accuracy by class, %</h2><table><tr>",
-            *(f"<th>{escape(cell)}</th>" for cell in heading),
-            "</tr>",
-            *("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows),
-            "</table>",
-        ]
+        parts += ["<h2>Accuracy by class, %</h2>", report.html_table(heading, rows)]
     return "".join(parts) + report.closing(metrics)
 
 
@@ -210,10 +204,8 @@ def markdown(metrics: Mapping[str, Any], scores: Scores, shape: Layout) -> str:
     heading, rows = _class_rows(scores)
     if not rows:
         return text
-    lines = ["## Accuracy by class, %", ""]
-    lines += ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return text + "\n" + "\n".join(lines) + "\n"
+    lines = ["", "## Accuracy by class, %", "", *report.markdown_table(heading, rows), ""]
+    return text + "\n".join(lines)
 
 
 def draw_grids(folder: Path, sets: Sequence[PictureSet], samples: Samples) -> None:
@@ -235,10 +227,7 @@ def draw_grids(folder: Path, sets: Sequence[PictureSet], samples: Samples) -> No
         }
         captions = [samples.captions[c.key] for c in whole]
         drawing.rows(stacked, folder / "rows.png", captions=captions)
-    first: dict[str, PictureSet] = {}
-    for one in sorted(sets, key=lambda one: one.seed):
-        first.setdefault(one.system, one)
-    for one in first.values():
+    for one in first_seeds(sets).values():
         count = min(NUM_IN_GRID, len(one.images))
         places = np.unique(np.linspace(0, len(one.images) - 1, count).round().astype(int))
         images = np.stack([np.asarray(one.images[place]) for place in places])
@@ -274,16 +263,12 @@ def write(
         "(dark) and over their classes or pictures (light)"
     )
     report.draw(metrics["systems"], plot_path, title, shape)
-    text = json.dumps(
-        rounded({"systems": report.details(scores), "bits_per_token": bits}),
-        sort_keys=True,
-        allow_nan=False,
+    report.write_folder(
+        report_dir,
+        scores,
+        bits,
+        page=page(metrics, scores, plot_path, samples, shape),
+        table=markdown(metrics, scores, shape),
+        add=lambda folder: draw_grids(folder / "grids", sets, samples),
     )
-    with atomic_directory(report_dir) as folder:
-        (folder / "index.html").write_text(
-            page(metrics, scores, plot_path, samples, shape), encoding="utf-8"
-        )
-        (folder / "table.md").write_text(markdown(metrics, scores, shape), encoding="utf-8")
-        (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
-        draw_grids(folder / "grids", sets, samples)
     write_json(metrics_path, metrics)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcd.data.cache import Split, read_split
+from cdcd.data.cache import Split
 from cdcd.data.samples import Picture
-from cdcd.evaluation.systems import GeneratedError
+from cdcd.evaluation.systems import GeneratedError, check_known, stored_sets
 
 Pixels = NDArray[np.uint8]
 
 ORDER = ("real", "codec_reconstruction", "model", "unconditioned", "shuffled")
 """Rows in reading order."""
 
-_NAME = re.compile(r"([A-Za-z0-9_]+)-seed(\d+)")
 BATCH = 64
 """Pictures in memory at a time, for each set."""
 
@@ -68,10 +66,10 @@ class PictureSet:
     info: Mapping[str, Any]
     path: Path
 
-    @property
-    def keys(self) -> list[str]:
-        """Condition keys, in the order of the pictures."""
-        return [condition.key for condition in self.conditions]
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Row of each condition's picture, by condition key."""
+        return {condition.key: row for row, condition in enumerate(self.conditions)}
 
     def batches(self) -> Iterator[Pixels]:
         """Yield the pictures, a few at a time."""
@@ -80,7 +78,7 @@ class PictureSet:
 
 
 def read_generated(folder: str | Path, picture_keys: Sequence[str], split: str) -> list[PictureSet]:
-    """Read every `<system>-seed<k>` set of a folder.
+    """Read every `<system>-seed<k>` set of pictures in a folder.
 
     Args:
         folder: written by the generate stage.
@@ -88,25 +86,22 @@ def read_generated(folder: str | Path, picture_keys: Sequence[str], split: str) 
         split: their split, for messages.
 
     Raises:
-        GeneratedError: there is no set of the model, a set did not start from the full mask, its
-            arrays are of another kind or size, or it was made from unknown pictures.
+        GeneratedError: see `stored_sets`; also for a set whose arrays are of another kind or size,
+            or that was made from unknown pictures.
         CacheError: a file is cut short or damaged.
     """
-    folder, known = Path(folder), set(picture_keys)
-    sets = []
-    for path in sorted(folder.glob("*.safetensors")):
-        match = _NAME.fullmatch(path.stem)
-        if match is None:
-            continue
-        stored = read_split(folder, path.stem)
-        conditions = _conditions(path, stored, known, split)
-        images = stored.arrays["images"]
-        sets.append(PictureSet(match[1], int(match[2]), conditions, images, stored.info, path))
-    if not any(one.system == "model" for one in sets):
-        raise GeneratedError(
-            f"{folder} must hold model-seed<k>.safetensors: got "
-            f"{', '.join(sorted({one.system for one in sets})) or 'no set'}; run `generate` again"
+    known = set(picture_keys)
+    sets = [
+        PictureSet(
+            system,
+            seed,
+            _conditions(path, stored, known, split),
+            stored.arrays["images"],
+            stored.info,
+            path,
         )
+        for system, seed, path, stored in stored_sets(folder)
+    ]
     sides = {str(one.path): one.images.shape[1] for one in sets}
     if len(set(sides.values())) > 1:
         listed = ", ".join(f"{path} {side}" for path, side in sides.items())
@@ -119,13 +114,6 @@ def read_generated(folder: str | Path, picture_keys: Sequence[str], split: str) 
 
 def _conditions(path: Path, stored: Split, known: set[str], split: str) -> tuple[Condition, ...]:
     info, again = stored.info, "run `generate` again"
-    init = info.get("init")
-    if init != "mask":
-        # A start from noised real tokens has seen the target and says nothing about generation.
-        raise GeneratedError(
-            f"{path}: init must be mask: got {json.dumps(init)}; results of reconstruction "
-            "experiments cannot enter the main table, so generate from the full mask"
-        )
     images = stored.arrays.get("images")
     if images is None:
         raise GeneratedError(
@@ -163,12 +151,7 @@ def _conditions(path: Path, stored: Split, known: set[str], split: str) -> tuple
             f"{path}: every list must have one entry for each of {len(images)} pictures: got "
             f"{listed}; {again}"
         )
-    strangers = [key for key in picture_keys if key not in known]
-    if strangers:
-        raise GeneratedError(
-            f"{path}: picture_keys must belong to split {split}: got {strangers[0]} and "
-            f"{len(strangers) - 1} more; {again}"
-        )
+    check_known(path, "picture_keys", picture_keys, known, split)
     return tuple(
         Condition(key, picture, caption, None if label is None or label < 0 else int(label))
         for key, picture, caption, label in zip(keys, picture_keys, captions, labels, strict=True)
@@ -186,6 +169,14 @@ def _check_same_conditions(sets: Sequence[PictureSet]) -> None:
                     f"{one.path} and {path.name} must come from the same held-out conditions: "
                     f"{condition.key} differs; run `generate` again"
                 )
+
+
+def first_seeds(sets: Sequence[PictureSet]) -> dict[str, PictureSet]:
+    """Return each system's set of the lowest seed, by system."""
+    first: dict[str, PictureSet] = {}
+    for one in sorted(sets, key=lambda one: one.seed):
+        first.setdefault(one.system, one)
+    return first
 
 
 def all_conditions(sets: Sequence[PictureSet]) -> list[Condition]:
@@ -215,9 +206,3 @@ def check_against(
                 f"{str(asked)[:60]!r} where the picture has {str(has)[:60]!r}; featurize and "
                 "generate again"
             )
-
-
-def reading_order(systems: Sequence[str]) -> list[str]:
-    """Sort row names as `ORDER` has them, unknown ones last by name."""
-    known = {name: i for i, name in enumerate(ORDER)}
-    return sorted(set(systems), key=lambda name: (known.get(name, len(ORDER)), name))

@@ -74,10 +74,10 @@ _COCO_VALUES = {
 
 def _coco_shown(picture: Picture) -> Told:
     """Count and colour of every kind; the objects of a kind share their colour."""
-    shown = {f"count of {kind}": "0" for kind in coco.KINDS}
-    shown |= {f"colour of {kind}": _NOTHING for kind in coco.KINDS}
     if "objects" not in picture.meta:
         return {}
+    shown = {f"count of {kind}": "0" for kind in coco.KINDS}
+    shown |= {f"colour of {kind}": _NOTHING for kind in coco.KINDS}
     for found in picture.meta["objects"]:
         kind, colour = found["category"], (found.get("attributes") or {}).get("color")
         if f"count of {kind}" in shown:
@@ -150,16 +150,14 @@ class Reader:
         return self.stand_in.values[attribute][number]
 
 
-def fit_reader(
-    dataset: str, pictures: Iterable[Picture], image_size: int, seed: int
-) -> Reader | None:
-    """Train a stand-in's classifier; None for a dataset without a stand-in of pictures.
+def fit_reader(dataset: str, pictures: Iterable[Picture], image_size: int, seed: int) -> Reader:
+    """Train a stand-in's classifier.
 
     Pictures are cut as evaluation cuts them and brought to 64 x 64 by way of `image_size`, so
     that they are as sharp as generated ones can be.
 
     Args:
-        dataset: name.
+        dataset: a name in `STAND_INS`.
         pictures: the training split.
         image_size: pixels per side of generated pictures.
         seed: of the training.
@@ -167,9 +165,7 @@ def fit_reader(
     Raises:
         ValueError: no picture, or none with a label.
     """
-    stand_in = STAND_INS.get(dataset)
-    if stand_in is None:
-        return None
+    stand_in = STAND_INS[dataset]
     squares: list[NDArray[np.uint8]] = []
     labels: dict[str, list[int]] = {name: [] for name in stand_in.values}
     if stand_in.has_classes:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcd.config import Params
-from cdcd.evaluation import statistics
 from cdcd.evaluation.clip_score import PREFIX, clip_cos100, clip_s
 from cdcd.evaluation.frechet import Gaussian, frechet_between
 from cdcd.evaluation.pictures.accuracy import (
@@ -19,10 +16,11 @@ from cdcd.evaluation.pictures.accuracy import (
     attribute_scores,
     class_accuracy,
 )
-from cdcd.evaluation.pictures.sets import Condition, reading_order
+from cdcd.evaluation.pictures.sets import ORDER, Condition
 from cdcd.evaluation.pictures.viewer import NUM_TOP, STAND_IN_FEATURES, Seen, Viewer
 from cdcd.evaluation.result import Metric, mean_metric
-from cdcd.evaluation.tables import NUM_DRAWS, Scores
+from cdcd.evaluation.systems import reading_order
+from cdcd.evaluation.tables import Scores, summarise
 
 COMPARED = (
     *("attribute_accuracy", "all_attributes", "class_accuracy", "top5_accuracy"),
@@ -125,24 +123,14 @@ def score(
     return metrics
 
 
-def bootstrap(params: Params, conditions: Sequence[Condition]) -> dict[str, Any]:
-    """Return the options of the bootstrap; a cluster is a class, a species or a picture."""
-    p = params.evaluate
-    groups = {condition.key: condition.group for condition in conditions}
-    return {"num_resamples": p.num_bootstrap, "seed": p.seed, "clusters": groups}
-
-
 def summaries(scores: Scores, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return one row per system, in reading order: every score over seeds, pictures and groups."""
+    found = summarise(scores, options, GROUP)
     systems: dict[str, dict[str, Any]] = {}
-    for system in reading_order(list(scores)):
-        runs = [metrics for _, metrics in sorted(scores[system].items())]
-        row: dict[str, Any] = {"num_seeds": len(runs), "n": 0}
-        for name in runs[0]:
-            summary = statistics.summarise([run[name].per_sample for run in runs], **options)
-            value = None if summary is None else summary.as_dict(GROUP)
+    for system in reading_order(scores, ORDER):
+        row: dict[str, Any] = {"num_seeds": len(scores[system]), "n": 0}
+        for name, value in found[system].items():
             if value is not None:
-                value["n_skipped"] = sum(len(run[name].skipped) for run in runs)
                 row["n"] = max(row["n"], value["n"])
             family, _, part = name.partition(".")
             if part:
@@ -206,44 +194,3 @@ def add_distances(
     if name != "fid":
         warnings.append(f"{name}: {STAND_IN_FEATURES}")
     return list(dict.fromkeys(warnings))
-
-
-def bits_per_token(
-    systems: Sequence[str],
-    conditions: Sequence[Condition],
-    model_dir: str | Path,
-    tokens_dir: str | Path,
-    features_dir: str | Path,
-    split: str,
-) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Return the bound on the real pictures' bits per token by system and condition, warnings."""
-    from tqdm import tqdm
-
-    try:
-        from cdcd import tasks
-    except ImportError as error:
-        return {}, [f"no bits per token: {error}"]
-    keys = [condition.key for condition in conditions]
-    found: dict[str, dict[str, float]] = {}
-    asked = [system for system in systems if system in tasks.SYSTEMS]
-    for system in tqdm(asked, desc="evaluate: bits per token", unit="system"):
-        folders = (Path(model_dir), Path(tokens_dir), Path(features_dir))
-        bits = tasks.bits_per_token(*folders, split, system, NUM_DRAWS, keys)
-        found[system] = dict(zip(bits["keys"], bits["per_sample"], strict=True))
-    lost = {system: len(keys) - len(bits) for system, bits in found.items()}
-    return found, [
-        f"bits per token of {system}: {num} conditions are not in {features_dir}"
-        for system, num in lost.items()
-        if num
-    ]
-
-
-def add_bits(
-    systems: Mapping[str, dict[str, Any]],
-    bits: Mapping[str, Mapping[str, float]],
-    options: Mapping[str, Any],
-) -> None:
-    """Put the summary of `bits_per_token` into the systems' rows."""
-    for system, per_sample in bits.items():
-        summary = statistics.summarise([per_sample], **options)
-        systems[system]["bits_per_token"] = None if summary is None else summary.as_dict(GROUP)

@@ -5,34 +5,36 @@ from cdcd.evaluation.pictures.accuracy import (
     attribute_scores,
     class_accuracy,
     top_classes,
-    top_k_accuracy,
 )
 
 LOGITS = [[0.1, 0.9, 0.3], [0.5, 0.2, 0.4]]
 
 
+def accuracy_of(logits, labels, k):
+    rows = dict(enumerate(top_classes(logits, k)))
+    return class_accuracy(rows, dict(enumerate(labels)), k)
+
+
 @pytest.mark.parametrize(("k", "share"), [(2, 0.5), (1, 0.0), (3, 1.0)])
 def test_golden(k, share):
-    found = top_k_accuracy(LOGITS, [2, 1], k)
+    found = accuracy_of(LOGITS, [2, 1], k)
     assert found.value == share
     assert found.n == 2
 
 
 def test_ties_go_to_the_lower_index():
     assert top_classes([[1.0, 2.0, 2.0, 1.0]], 3).tolist() == [[1, 2, 0]]
-    assert top_k_accuracy([[0.0, 0.0]], [1], 1).value == 0.0
-    assert top_k_accuracy([[0.0, 0.0]], [0], 1).value == 1.0
+    assert accuracy_of([[0.0, 0.0]], [1], 1).value == 0.0
+    assert accuracy_of([[0.0, 0.0]], [0], 1).value == 1.0
 
 
 def test_refusals():
     with pytest.raises(ValueError, match="k must be 1 to 3, the number of classes: got 4"):
-        top_k_accuracy(LOGITS, [2, 1], 4)
+        top_classes(LOGITS, 4)
     with pytest.raises(ValueError, match="got NaN in 1 of 2 rows"):
-        top_k_accuracy([[0.1, np.nan, 0.3], [0.5, 0.2, 0.4]], [2, 1], 1)
-    with pytest.raises(ValueError, match="numbers from 0 to 2: got 2, among them 3"):
-        top_k_accuracy(LOGITS, [3, 1], 1)
-    with pytest.raises(ValueError, match="must be 2 numbers"):
-        top_k_accuracy(LOGITS, [1], 1)
+        top_classes([[0.1, np.nan, 0.3], [0.5, 0.2, 0.4]], 1)
+    with pytest.raises(ValueError, match=r"must be \[n, classes\]: got \[3\]"):
+        top_classes([0.1, 0.2, 0.3], 1)
 
 
 def test_every_class_has_a_row_and_nothing_is_dropped():

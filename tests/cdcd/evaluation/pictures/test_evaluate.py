@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html.parser
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,7 +72,7 @@ class Encoder:
 
 
 @pytest.fixture(autouse=True)
-def _fakes(monkeypatch):
+def _fakes(monkeypatch, bits_without_model):
     monkeypatch.setattr(
         "cdcd.codecs.store.load_picture_codec", lambda folder: SimpleNamespace(decode=decode)
     )
@@ -84,12 +83,6 @@ def _fakes(monkeypatch):
         for name, one in stand_in.STAND_INS.items()
     }
     monkeypatch.setattr(stand_in, "STAND_INS", quick)
-
-    def bits(model_dir, tokens_dir, features_dir, split, condition, num_draws, keys):
-        value = 5.0 + (condition != "model")
-        return {"mean": value, "keys": list(keys), "per_sample": [value] * len(keys)}
-
-    monkeypatch.setattr("cdcd.tasks.bits_per_token", bits)
 
 
 def write_inputs(folder: Path, dataset: str = "cub200", num_test: int = 24) -> dict[str, Path]:
@@ -139,24 +132,13 @@ def write_inputs(folder: Path, dataset: str = "cub200", num_test: int = 24) -> d
     return paths
 
 
-class Recorder:
-    def __init__(self):
-        self.metrics, self.files = {}, []
-
-    def log_metrics(self, metrics, step=0):
-        self.metrics |= metrics
-
-    def log_artifact(self, path, folder=None):
-        self.files.append(Path(path).name)
-
-
 @pytest.fixture
 def params(make_params):
     return make_params({"evaluate": {"num_bootstrap": 300}})
 
 
-def test_whole_table_of_captions(tmp_path, params):
-    paths, recorder = write_inputs(tmp_path), Recorder()
+def test_whole_table_of_captions(tmp_path, params, recorder, links_of):
+    paths = write_inputs(tmp_path)
     found = evaluate_pictures(params, dataset="cub200", **paths, tracker=recorder)
     assert json.loads(paths["metrics_path"].read_text()) == found
     systems = found["systems"]
@@ -216,23 +198,14 @@ def test_whole_table_of_captions(tmp_path, params):
     details = json.loads((paths["report_dir"] / "scores.json").read_text())["systems"]
     metric = details["model"]["seed1"]["attribute_accuracy"]
     assert metric["n"] + metric["n_skipped"] == metric["n_total"] == 48
-    _check_page((paths["report_dir"] / "index.html").read_text())
-    assert evaluate_pictures(params, dataset="cub200", **paths) == found
-
-
-def _check_page(page: str) -> None:
-    class Links(html.parser.HTMLParser):
-        found: list[str] = []  # noqa: RUF012
-
-        def handle_starttag(self, tag, attrs):
-            self.found += [value for name, value in attrs if name in ("src", "href")]
-
-    links = Links()
-    links.feed(page)
-    assert len(links.found) == 1 + 10 * 4  # the figure; ten conditions in four rows
-    assert all(link.startswith("data:image/png;base64,") for link in links.found)
-    assert "http" not in page
+    page = (paths["report_dir"] / "index.html").read_text()
+    links = links_of(page)
+    assert len(links) == 1 + 10 * 4  # the figure; ten conditions in four rows
+    assert all(link.startswith("data:image/png;base64,") for link in links)
     assert "bird" in page
+    for text in (page, table):
+        assert "Not to be set beside published numbers: cub200: the pictures are the" in text
+    assert evaluate_pictures(params, dataset="cub200", **paths) == found
 
 
 def test_whole_table_of_classes(tmp_path, params):
@@ -269,7 +242,7 @@ def test_conditions_that_a_system_lacks_are_counted(tmp_path, params):
     assert found["model"]["class_accuracy"]["n_skipped"] == 0
 
 
-def test_a_real_download_has_no_columns_that_only_a_stand_in_can_have(tmp_path, params):
+def test_a_real_download_has_no_columns_that_only_a_stand_in_can_have(tmp_path, params, caplog):
     paths = write_inputs(tmp_path)
     write_json(paths["shards_dir"] / "summary.json", {"embedded": False})
     found = evaluate_pictures(params, dataset="cub200", **paths)
@@ -277,6 +250,11 @@ def test_a_real_download_has_no_columns_that_only_a_stand_in_can_have(tmp_path, 
         *("num_seeds", "n", "clip_s", "clip_cos100", "bits_per_token"),
     }
     assert found["config"]["classifier"] is found["config"]["features"] is None
+    for name in ("table.md", "index.html"):
+        text = (paths["report_dir"] / name).read_text()
+        assert "No Fréchet distance could be computed; the warnings say why." in text
+        assert "no Fréchet distance: the pictures are a real download" in text
+    assert "no Fréchet distance" in caplog.text  # told at once, not only at the end
     assert any("give inception_weights" in line for line in found["warnings"])
     assert "embedded" not in found["comparable_to_paper_why"]
 
@@ -307,6 +285,47 @@ def test_given_networks_are_used_for_a_real_download(tmp_path, make_params, monk
     assert len(features["sha256"]) == len(classifier["sha256"]) == 64
     assert classifier["preset"] == "resnet101/IMAGENET1K_V1"
     assert "the Inception weights are not the public file" in found["comparable_to_paper_why"]
+
+
+def test_inception_without_weights_is_no_parameter(make_params):
+    with pytest.raises(ValueError, match=r"evaluate\.image\.inception_weights must") as error:
+        make_params({"evaluate": {"image": {"features": "inception"}}})
+    assert "got null; give the path, or set features: stand_in" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "remedy"),
+    [
+        ("cub200", "inception_weights", "or set evaluate.image.features: stand_in"),
+        ("cub200", "clip_weights", "for the encoder that the model reads"),
+        ("imagenet", "resnet_weights", "for no class accuracy"),
+    ],
+)
+def test_weights_that_are_not_there_are_told_before_anything_is_read(
+    tmp_path, make_params, dataset, name, remedy
+):
+    paths = write_inputs(tmp_path, dataset)
+    write_json(paths["shards_dir"] / "summary.json", {"embedded": False})
+    for path in (*paths["generated_dir"].glob("*"), *paths["tokens_dir"].glob("*")):
+        path.write_bytes(b"damaged")
+    image = {name: str(tmp_path / "none.pth")}
+    if name == "inception_weights":
+        image["features"] = "inception"
+    params = make_params({"evaluate": {"image": image}})
+    with pytest.raises(ValueError, match=f"evaluate.image.{name} must be .*none.pth") as error:
+        evaluate_pictures(params, dataset=dataset, **paths)
+    assert remedy in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_report_says_where_its_clip_is_from(tmp_path, params):
+    paths = write_inputs(tmp_path)
+    paths["encoder_dir"].mkdir()
+    note = "own small CLIP trained on 10 pairs; not comparable with the paper"
+    write_json(paths["encoder_dir"] / "summary.json", {"source": "trained", "note": note})
+    found = evaluate_pictures(params, dataset="cub200", **paths)
+    assert found["config"]["clip"]["facts"] == note
 
 
 def test_weights_of_imagenet_classes_are_not_used_for_a_stand_in(tmp_path, make_params):

@@ -6,8 +6,8 @@ from cdcd.data.samples import Caption, Picture
 from cdcd.evaluation.pictures.sets import (
     all_conditions,
     check_against,
+    first_seeds,
     read_generated,
-    reading_order,
 )
 from cdcd.evaluation.systems import GeneratedError
 
@@ -30,7 +30,7 @@ def write(folder, name="model-seed0", info=None, **arrays):
 
 def test_a_set_knows_what_each_picture_was_made_from(tmp_path):
     (found,) = read_generated(write(tmp_path), KEYS, "test")
-    assert (found.system, found.seed, found.keys) == ("model", 0, ["p0_0", "p1_0"])
+    assert (found.system, found.seed, found.rows) == ("model", 0, {"p0_0": 0, "p1_0": 1})
     first, last = found.conditions
     assert (first.caption, first.label, first.group) == ("a red bird", 3, "class 3")
     assert (last.picture_key, last.label, last.group) == ("p1", None, "p1")
@@ -38,6 +38,9 @@ def test_a_set_knows_what_each_picture_was_made_from(tmp_path):
     write(tmp_path, "unconditioned-seed1")
     sets = read_generated(tmp_path, KEYS, "test")
     assert all_conditions(sets) == [first, last]
+    write(tmp_path, "unconditioned-seed0")
+    lowest = first_seeds(read_generated(tmp_path, KEYS, "test")[::-1])
+    assert {system: one.seed for system, one in lowest.items()} == {"model": 0, "unconditioned": 0}
 
 
 @pytest.mark.parametrize(
@@ -92,8 +95,3 @@ def test_conditions_must_be_those_of_the_picture(tmp_path):
     (found,) = read_generated(write(tmp_path, info={"captions": None}), KEYS, "test")
     with pytest.raises(GeneratedError, match="asked for '3' where the picture has '4'"):
         check_against(Picture("p0", "test", image, (), 4), found.conditions[:1], tmp_path)
-
-
-def test_rows_are_in_reading_order():
-    systems = ["shuffled", "zebra", "model", "real"]
-    assert reading_order(systems) == ["real", "model", "shuffled", "zebra"]

@@ -87,9 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder of its text encoder (default: data/encoders/ with that name)",
     )
-    generate.add_argument(
-        "--seed", type=int, default=0, help="same seed and --num, same output (default: 0)"
-    )
+    generate.add_argument("--seed", type=int, default=0, help="same seed, same output (default: 0)")
     generate.add_argument(
         "--guidance",
         type=float,

@@ -6,9 +6,7 @@ the weights are safetensors among the model's artifacts, the code is a copy of `
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +71,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return pd.DataFrame([self._pictures(asked) for asked in [*map(self._asked, rows)]])
 
     def _music(self, row: dict[Any, Any]) -> dict[str, Any]:
+        if not isinstance(row["video"], str | Path):
+            raise ValueError(f"video must be the path of a file: got {row['video']!r}; give one")
         video = Path(row["video"])
         path = _path(row.get("out"), f"{video.stem}.wav")
         options = _options(row, seed=int, guidance=float, truncation=float)
@@ -140,13 +140,30 @@ class _Asked(NamedTuple):
 
 
 def _given(value: Any) -> bool:
-    """Whether an optional cell holds a value; a missing column and NaN do not."""
-    return value is not None and not (isinstance(value, float) and math.isnan(value))
+    """Whether an optional cell holds a value; a missing column, None, NaN and NA do not."""
+    return not (pd.api.types.is_scalar(value) and pd.isna(value))
 
 
-def _options(row: dict[Any, Any], **kinds: Callable[[Any], Any]) -> dict[str, Any]:
-    """The optional cells that hold a value."""
-    return {name: kind(row[name]) for name, kind in kinds.items() if _given(row.get(name))}
+def _options(row: dict[Any, Any], **kinds: type[int] | type[float]) -> dict[str, Any]:
+    """The optional cells that hold a value, as numbers."""
+    return {
+        name: _number(name, row[name], kind)
+        for name, kind in kinds.items()
+        if _given(row.get(name))
+    }
+
+
+def _number(name: str, cell: Any, kind: type[int] | type[float]) -> float:
+    """A cell as a number; a column with gaps turns whole numbers into floats."""
+    try:
+        number = kind(cell)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or (isinstance(cell, float) and number != cell):
+        asked = "a whole number" if kind is int else "a number"
+        told = repr(cell)[:40]
+        raise ValueError(f"{name} must be {asked}: got {told}; change it or leave it out")
+    return number
 
 
 def _path(out: Any, default: str) -> Path:

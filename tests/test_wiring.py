@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
+from cdcd.data.samples import TASKS
+from cdcd.tracking import TELEMETRY_OFF
 from flows.stage import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
-PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+DVC: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+PIPELINE: dict[str, Any] = DVC["stages"]
+PLOTS: list[str] = DVC["plots"]
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 HELPERS = {"__init__", "mapping", "stage", "summary", "pipeline"}
 
@@ -165,3 +174,46 @@ def test_only_the_metrics_are_kept_out_of_dvcs_cache() -> None:
         if options.get("cache") is False
     }
     assert uncached == {"data/metrics/${item.dataset}.json", "data/metrics/${item.dataset}.png"}
+
+
+def test_plots_are_folders_of_pictures_inside_what_a_stage_writes() -> None:
+    wanted = {f"data/generated/{dataset}/previews" for dataset in TASKS} | {
+        f"data/codecs/{dataset}/pictures"
+        for dataset, task in TASKS.items()
+        if task != "dance2music"
+    }
+    assert set(PLOTS) == wanted
+    assert len(PLOTS) == len(wanted)
+    outputs = {out for stage in PIPELINE.values() for out in _outputs(stage)}
+    for plot in PLOTS:
+        kind = plot.split("/")[1]
+        assert f"data/{kind}/${{item.dataset}}" in outputs, plot
+
+
+def test_dvc_shows_the_pictures_of_all_datasets(tmp_path: Path) -> None:
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    pictures = [f"data/metrics/{dataset}.png" for dataset in PARAMS["datasets"]]
+    for number, folder in enumerate(PLOTS):
+        pictures.append(f"{folder}/picture{number}.png")
+    for picture in pictures:
+        (tmp_path / picture).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / picture)
+    (tmp_path / "data/generated/aist/previews/clip.wav").write_bytes(b"no picture")
+
+    def dvc(*arguments: str) -> None:
+        subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **TELEMETRY_OFF},
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+
+    dvc("init", "--no-scm", "--quiet")
+    dvc("plots", "show", "--quiet")
+    page = (tmp_path / "dvc_plots" / "index.html").read_text(encoding="utf-8")
+    for picture in pictures:
+        assert picture in page
+        assert f"static/workspace_{picture.replace('/', '_')}" in page

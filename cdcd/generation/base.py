@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from cdcd.data.samples import TASKS
 from cdcd.diffusion.sampler import SamplerConfig, sample
@@ -83,6 +84,32 @@ def step_bar(total: int, is_shown: bool) -> Iterator[Callable[[int, int], None]]
         yield advance
 
 
+@contextmanager
+def rows_apart(network: nn.Module) -> Iterator[None]:
+    """Let linear layers multiply vectors [b, d], such as those of the step, one row at a time.
+
+    On a CPU a product of a few rows rounds by how many they are: what stands beside a row would
+    move its last bits. Products of sequences [b, l, d] have hundreds of rows and do not.
+    """
+
+    def multiply(layer: nn.Linear, given: tuple[Tensor], made: Tensor) -> Tensor:
+        (x,) = given
+        if x.ndim != 2:
+            return made
+        return torch.cat([functional.linear(row, layer.weight, layer.bias) for row in x.split(1)])
+
+    handles = [
+        layer.register_forward_hook(multiply)
+        for layer in network.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class Generator:
     """A trained model that is ready to be sampled; sees conditions, never what it should make."""
 
@@ -104,7 +131,7 @@ class Generator:
         self,
         inputs: Inputs,
         config: SamplerConfig,
-        random: torch.Generator,
+        random: torch.Generator | Sequence[torch.Generator],
         on_step: Callable[[int, int], None] | None = None,
         kept: Tensor | None = None,
         on_tokens: Callable[[Tensor, Tensor], None] | None = None,
@@ -114,7 +141,9 @@ class Generator:
         Args:
             inputs: the conditions.
             config: truncation, guidance, stride; guidance is skipped where nothing is given.
-            random: source of all draws.
+            random: source of all draws; or one for each row, whose draws then do not depend on the
+                rows beside it. The network's rounding does not either on a CPU, as a rule; on a GPU
+                it may, which moves a token now and then.
             on_step: called after every network call with (calls done, calls in all).
             kept: given tokens [b, l], -1 where free.
             on_tokens: called at every network call with z_t [b, l], K where masked, and the
@@ -145,7 +174,9 @@ class Generator:
             return logits, null
 
         shape = (b, self.model.spec.num_tokens)
-        return sample(predict, self.schedule, shape, config, random, kept, on_step)
+        has_own = not isinstance(random, torch.Generator) and self.device.type == "cpu"
+        with rows_apart(denoiser) if has_own else nullcontext():
+            return sample(predict, self.schedule, shape, config, random, kept, on_step)
 
     def default_sampler(self) -> SamplerConfig:
         """The sampler settings the generator was loaded with."""

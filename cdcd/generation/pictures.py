@@ -29,6 +29,8 @@ Pictures = NDArray[np.uint8]
 MAX_NUM = 10_000
 """Pictures of one prompt in one call."""
 MAX_BATCH = 64
+MAX_BATCH_CPU = 8
+"""More rows make a CPU no faster, and let the first picture wait."""
 BATCH_LOGITS = 16_000_000
 """Logits of a batch, K for each token; a batch holds a few tensors of this size."""
 DECODED_PIXELS = 4_000_000
@@ -58,6 +60,15 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """One picture: of a condition that was checked, and which of the seed's pictures, from 0 on."""
+
+    condition: str | int
+    seed: int
+    index: int
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A text that can be asked for, without blanks around it, and what of it is not read."""
 
@@ -81,8 +92,9 @@ class Generated:
 class PictureGenerator(Generator):
     """A trained model, its picture codec and, for texts, the encoder it was trained with.
 
-    Every condition is drawn by itself, from a seed of its own, so what comes out depends on model,
-    condition, seed, number and sampler settings, never on what else is asked for.
+    Every picture has draws of its own, so what comes out depends on model, condition, seed, its
+    index and the sampler settings, never on what else is asked for: pictures of many prompts share
+    a batch, and are the same alone, in another order or in a second run.
 
     Args:
         model: conditioned on texts or classes.
@@ -184,7 +196,7 @@ class PictureGenerator(Generator):
         if not names:
             raise ValueError(
                 f"class must be a number in 0 .. {num - 1}, because this model knows no names: "
-                f"got {shortened(told)}"
+                f"got {shortened(told)}; give the number"
             )
         labels: dict[str, list[int]] = {}
         for label, name in enumerate(names):
@@ -206,17 +218,27 @@ class PictureGenerator(Generator):
         return found[0]
 
     def encode(self, conditions: Sequence[str] | Sequence[int]) -> PictureInputs:
-        """Texts or classes that were checked to what the network is given."""
+        """Texts or classes that were checked to what the network is given.
+
+        Texts are encoded one by one and padded to the longest that the model reads: neighbours of
+        another length would change how sums over a text are rounded.
+        """
         b = len(conditions)
         has = torch.ones(b, dtype=torch.bool, device=self.device)
         if not self.reads_text:
             label = torch.tensor([int(c) for c in conditions], device=self.device)
             return PictureInputs(None, None, label, has)
         encoder, spec = self._text_encoder()
-        text, length = encoder.encode_tokens(encoder.tokenize([str(c) for c in conditions]))
-        limit = spec.num_positions
-        text, length = text[:, :limit].to(self.device), length.clamp_max(limit).to(self.device)
-        return PictureInputs(text, length, None, has)
+        text = torch.zeros(b, spec.num_positions, encoder.width)
+        length = torch.zeros(b, dtype=torch.long)
+        known: dict[str, Tensor] = {}
+        for row, condition in enumerate(map(str, conditions)):
+            if condition not in known:
+                encoded = encoder.encode_tokens(encoder.tokenize([condition]))
+                known[condition] = encoded.sequence[0, : min(int(encoded.lengths), text.shape[1])]
+            states = known[condition]
+            text[row, : len(states)], length[row] = states, len(states)
+        return PictureInputs(text.to(self.device), length.to(self.device), None, has)
 
     def draw(
         self,
@@ -231,35 +253,49 @@ class PictureGenerator(Generator):
         Args:
             condition: a text or a class.
             num: how many.
-            seed: the same seed and number give the same pictures.
+            seed: the same seed gives the same pictures, the first of them whatever the number.
             config: sampler settings; None for the model's own.
             on_step: called after every network call with (calls done, calls in all) of its batch.
 
         Yields:
             uint8 [m, h, w, 3]; together [num, h, w, 3].
         """
-        config = config or self.default_sampler()
-        for batch in range(math.ceil(num / self.batch_size)):
-            yield self.draw_batch(condition, num, batch, seed, config, on_step)
+        asked = [Ask(condition, seed, index) for index in range(num)]
+        yield from self._drawn(asked, config or self.default_sampler(), on_step)
 
     def draw_batch(
         self,
-        condition: str | int,
-        num: int,
-        batch: int,
-        seed: int,
+        asked: Sequence[Ask],
         config: SamplerConfig,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Pictures:
-        """One batch of `draw`, without those before it: uint8 [m, h, w, 3]."""
-        size = min(self.batch_size, num - batch * self.batch_size)
-        inputs = self.encode([condition]).repeat(size)  # type: ignore[arg-type]
-        tokens = self.sample_tokens(inputs, config, self._random(seed, batch), on_step)
-        return self.decode(tokens)
+        """Pictures of any conditions and seeds, all at once.
 
-    def _random(self, seed: int, batch: int) -> torch.Generator:
-        # A generator for each batch: one can be drawn again without those before it.
-        state = np.random.SeedSequence([seed, batch]).generate_state(1, np.uint64)[0]
+        Args:
+            asked: at least one, and at most `batch_size` where memory is to be bounded.
+            config: sampler settings.
+            on_step: called after every network call with (calls done, calls in all).
+
+        Returns:
+            uint8 [b, h, w, 3], in the order of `asked`.
+        """
+        inputs = self.encode([one.condition for one in asked])  # type: ignore[arg-type]
+        randoms = [self._random(one) for one in asked]
+        tokens = self.sample_tokens(inputs, config, randoms, on_step)
+        # One by one: a codec rounds otherwise for other numbers of pictures.
+        return np.concatenate([self.decode(row) for row in tokens.split(1)])
+
+    def _drawn(
+        self,
+        asked: Sequence[Ask],
+        config: SamplerConfig,
+        on_step: Callable[[int, int], None] | None,
+    ) -> Iterator[Pictures]:
+        for start in range(0, len(asked), self.batch_size):
+            yield self.draw_batch(asked[start : start + self.batch_size], config, on_step)
+
+    def _random(self, one: Ask) -> torch.Generator:
+        state = np.random.SeedSequence([one.seed, one.index]).generate_state(1, np.uint64)[0]
         return torch.Generator(self.device).manual_seed(int(state >> np.uint64(1)))
 
     @property
@@ -269,12 +305,13 @@ class PictureGenerator(Generator):
 
     @property
     def batch_size(self) -> int:
-        """Pictures at a time; from the model alone, because draws depend on it."""
+        """Pictures at a time, by the size of the model and the device; draws are the same."""
         spec = self.model.spec
-        return max(1, min(MAX_BATCH, BATCH_LOGITS // (spec.num_tokens * spec.num_codes)))
+        most = min(MAX_BATCH, MAX_BATCH_CPU) if self.device.type == "cpu" else MAX_BATCH
+        return max(1, min(most, BATCH_LOGITS // (spec.num_tokens * spec.num_codes)))
 
     def num_calls(self, num: int, config: SamplerConfig) -> int:
-        """Network calls that `num` pictures of one condition take."""
+        """Network calls that `num` pictures take, of one condition or of several."""
         return math.ceil(num / self.batch_size) * len(
             step_pairs(self.schedule.num_steps, config.stride)
         )
@@ -293,7 +330,8 @@ class PictureGenerator(Generator):
         Args:
             prompts: at least one.
             num_each: pictures of each.
-            seed: of every prompt; the same seed gives the same pictures.
+            seed: of every prompt; the same seed gives the same pictures of it, whatever else is
+                asked for.
             guidance: classifier-free guidance scale; None for the model's own.
             truncation: truncation rate in (0, 1]; None for the model's own.
             progress: show a bar with the time left.
@@ -357,8 +395,8 @@ class PictureGenerator(Generator):
         inputs = self.encode([wanted])  # type: ignore[arg-type]
         total = self.num_calls(1, config)
         with step_bar(total, progress) as advance:
-            random = self._random(seed, 0)
-            last = self.sample_tokens(inputs, config, random, advance, on_tokens=keep)
+            randoms = [self._random(Ask(wanted, seed, 0))]
+            last = self.sample_tokens(inputs, config, randoms, advance, on_tokens=keep)
         before = self.decode(torch.cat([tokens for tokens, _ in states]))
         side = before.shape[1] // self.codec.factor
         grids = [is_open.cpu().numpy().reshape(side, -1) for _, is_open in states]
@@ -377,12 +415,9 @@ class PictureGenerator(Generator):
         if not conditions:
             raise ValueError("at least one condition must be given: got none")
         check_num(num_each)
-        total = len(conditions) * self.num_calls(num_each, config)
-        parts: list[Pictures] = []
-        with step_bar(total, progress) as advance:
-            for condition in conditions:
-                parts += self.draw(condition, num_each, seed, config, advance)
-        return np.concatenate(parts)
+        asked = [Ask(c, seed, index) for c in conditions for index in range(num_each)]
+        with step_bar(self.num_calls(len(asked), config), progress) as advance:
+            return np.concatenate(list(self._drawn(asked, config, advance)))
 
     def _text_encoder(self) -> tuple[TextEncoder, TextSpec]:
         spec = self.model.spec.conditioner

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import time
 import unicodedata
@@ -21,7 +20,7 @@ from cdcd.data.files import write_json
 from cdcd.diffusion.sampler import SamplerConfig
 from cdcd.features.text import shortened
 from cdcd.generation.base import step_bar
-from cdcd.generation.pictures import MAX_NUM, Cut, PictureGenerator
+from cdcd.generation.pictures import MAX_NUM, Ask, Cut, PictureGenerator
 from cdcd.pictures import save_png
 
 INDEX = "index.json"
@@ -126,7 +125,13 @@ def _read_csv(path: Path, content: str) -> PromptFile:
             if not any(cell.strip() for cell in row):
                 num_blank += 1
             elif len(row) != len(header):
-                problems.append((line, f"has {len(row)} cells under {len(header)} columns"))
+                problems.append(
+                    (
+                        line,
+                        f"must have {len(header)} cells, as the header: got {len(row)}; put cells "
+                        "with commas in double quotes",
+                    )
+                )
             else:
                 try:
                     wishes.append(_wish(dict(zip(header, row, strict=True)), columns, line))
@@ -156,11 +161,12 @@ def _check_header(path: Path, header: list[str]) -> Kind:
 def _wish(cells: dict[str, str], kind: Kind, line: int) -> Wish:
     condition = cells[kind]
     if not condition.strip():
-        raise ValueError(f"{kind} must not be empty")
+        raise ValueError(f"{kind} must not be empty: got {shortened(condition)}; fill it in")
     name = cells.get("name", "").strip().removesuffix(".png") or None
     if name is not None and not _NAME.fullmatch(name):
         raise ValueError(
-            f"name must be letters, digits, '.', '_' and '-', up to 100: got {shortened(name)}"
+            f"name must be letters, digits, '.', '_' and '-', up to 100: got {shortened(name)}; "
+            "rename it"
         )
     return Wish(
         condition,
@@ -176,7 +182,7 @@ def _number(column: str, cell: str, low: int, high: int) -> int | None:
     if not cell:
         return None
     if not re.fullmatch(r"[0-9]{1,19}", cell) or not low <= int(cell) <= high:
-        raise ValueError(f"{column} must lie in {low} .. {high}: got {shortened(cell)}")
+        raise ValueError(f"{column} must lie in {low} .. {high}: got {shortened(cell)}; change it")
     return int(cell)
 
 
@@ -241,7 +247,7 @@ def plan(
                 if name.casefold() in taken:
                     raise ValueError(
                         f"name must be of one line alone: {name} is also that of line "
-                        f"{taken[name.casefold()]}"
+                        f"{taken[name.casefold()]}; rename one"
                     )
             taken.update((name.casefold(), wish.line) for name in made.files)
             planned.append(made)
@@ -349,6 +355,8 @@ def fill_folder(
 ) -> Filled:
     """Draw what a folder lacks; whatever stops it, finished pictures stay and are in the index.
 
+    Prompts share batches; see `PictureGenerator` for why that changes no picture.
+
     Args:
         generator: draws.
         planned: what the folder shall hold.
@@ -358,24 +366,21 @@ def fill_folder(
         progress: show a bar with the time left.
     """
     size = generator.batch_size
-    missing: list[tuple[Planned, int, list[dict[str, Any]]]] = []
+    missing: list[tuple[Ask, dict[str, Any]]] = []
     num_kept = num_written = 0
     for wish in planned:
-        entries = _entries(generator, wish, config, model_sha256)
-        for batch in range(math.ceil(wish.num / size)):
-            own = entries[batch * size : (batch + 1) * size]
-            if all(map(folder.holds, own)):
-                num_kept += len(own)
+        for entry in _entries(generator, wish, config, model_sha256):
+            if folder.holds(entry):
+                num_kept += 1
             else:
-                missing.append((wish, batch, own))
-    total = generator.num_calls(1, config) * len(missing)
+                missing.append((Ask(wish.condition, wish.seed, entry["index"]), entry))
+    total = generator.num_calls(len(missing), config)
     try:
         with step_bar(total, progress and total > 0) as advance:
-            for wish, batch, own in missing:
-                images = generator.draw_batch(
-                    wish.condition, wish.num, batch, wish.seed, config, advance
-                )
-                for entry, image in zip(own, images, strict=True):
+            for start in range(0, len(missing), size):
+                batch = missing[start : start + size]
+                images = generator.draw_batch([ask for ask, _ in batch], config, advance)
+                for (_, entry), image in zip(batch, images, strict=True):
                     folder.add(entry, image)
                     num_written += 1
     finally:
@@ -398,7 +403,6 @@ def _entries(
         told = {"class": wish.condition, "class_name": names[wish.condition] if names else None}
     told |= {
         "seed": wish.seed,
-        "num": wish.num,
         "guidance": config.guidance,
         "truncation": config.truncation,
         "stride": config.stride,

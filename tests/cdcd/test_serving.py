@@ -72,6 +72,19 @@ def test_a_mapping_works_as_well(model: tuple[ServedModel, Recorder]) -> None:
     assert recorder.calls[0][2] == {"progress": False}
 
 
+def test_a_gap_is_no_value_whatever_it_is_called(model: tuple[ServedModel, Recorder]) -> None:
+    served, recorder = model
+    gaps = pd.DataFrame({"video": ["a.mp4"] * 4, "seed": [None, pd.NA, pd.NaT, float("nan")]})
+    served.predict(None, gaps)
+    assert [options for _, _, options in recorder.calls] == [{"progress": False}] * 4
+
+
+def test_a_video_is_a_path(model: tuple[ServedModel, Recorder]) -> None:
+    served, _ = model
+    with pytest.raises(ValueError, match="video must be the path of a file: got 3; give one"):
+        served.predict(None, pd.DataFrame({"video": [3]}))
+
+
 def test_a_missing_column_is_explained(model: tuple[ServedModel, Recorder]) -> None:
     with pytest.raises(ValueError, match=r"must have a column video: got \['clip'\]"):
         model[0].predict(None, pd.DataFrame({"clip": ["a.mp4"]}))
@@ -140,6 +153,10 @@ def test_a_class_is_a_number_or_a_name(of_class: ServedModel, tmp_path: Path, as
         ({"text": ""}, "a prompt must say something"),
         ({"text": None}, "a prompt must be a text: got float"),
         ({"text": "a bird", "num": 0}, r"num must lie in 1 \.\. 10000: got 0"),
+        ({"text": "a bird", "num": 2.7}, r"num must be a whole number: got 2\.7; change it"),
+        ({"text": "a bird", "num": float("inf")}, "num must be a whole number: got inf"),
+        ({"text": "a bird", "num": [2]}, r"num must be a whole number: got \[2\]"),
+        ({"text": "a bird", "guidance": "much"}, "guidance must be a number: got 'much'"),
         ({"text": "a bird", "seed": -1}, "seed must lie in 0"),
         ({"text": "a bird", "guidance": -1.0}, "guidance must be a number of at least 0"),
         ({"text": "a bird", "truncation": 3.0}, r"truncation must lie in \(0, 1\]"),

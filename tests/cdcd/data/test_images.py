@@ -230,6 +230,148 @@ def test_damage_gives_a_picture_or_an_image_error(data, flips, end):
     assert decoded.size
 
 
+# Any bytes at all
+
+
+def picture_or_one_line(data, shorter_side=16):
+    """Decode; what comes back is a picture, or one line with a rule, what was got and a remedy."""
+    for function in (probe_image, lambda given: decode_image(given, shorter_side)):
+        try:
+            made = function(data)
+        except ImageError as error:
+            told = str(error)
+            assert told.startswith("a picture must ")
+            assert ": " in told
+            assert "; " in told
+            assert len(told.splitlines()) == 1
+            assert told.isprintable()
+            made = None
+    if made is not None:
+        assert made.dtype == np.uint8
+        assert made.ndim == 3
+        assert made.shape[2] == 3
+        assert made.size
+    return made
+
+
+def sixteen_bits(*shape):
+    return Image.fromarray(np.random.default_rng(1).integers(0, 65536, shape, dtype=np.uint16))
+
+
+def turned():
+    tags = Image.Exif()
+    tags[0x0112] = 8
+    return tags
+
+
+GREY = Image.fromarray(noise()).convert("L")
+CLEAR = Image.fromarray(noise()).convert("RGBA")
+MOVING = [Image.fromarray(noise(seed=seed)).convert("P") for seed in range(3)]
+KINDS = {
+    "16 bits": encoded(sixteen_bits(24, 31)),
+    "grey": encoded(GREY, "JPEG"),
+    "grey with alpha": encoded(GREY.convert("LA")),
+    "cmyk": encoded(Image.fromarray(noise()).convert("CMYK"), "JPEG"),
+    "palette": PALETTE,
+    "palette with alpha": encoded(
+        Image.fromarray(noise()).convert("P"), transparency=bytes(range(256))
+    ),
+    "grey with a clear grey": encoded(GREY, transparency=7),
+    "animated gif": encoded(MOVING[0], "GIF", save_all=True, append_images=MOVING[1:]),
+    "animated png": encoded(MOVING[0], "PNG", save_all=True, append_images=MOVING[1:]),
+    "animated webp": encoded(CLEAR, "WEBP", save_all=True, append_images=[CLEAR.rotate(9)]),
+    "webp": encoded(noise(), "WEBP", exif=turned()),
+    "bmp": encoded(noise(), "BMP"),
+    "progressive and turned": encoded(noise(), "JPEG", exif=turned(), progressive=True),
+    "interlaced": encoded(noise(), "PNG", exif=turned()),
+    "one pixel": encoded(noise(1, 1)),
+    "one pixel of 16 bits": encoded(sixteen_bits(1, 1)),
+    "long and thin": encoded(noise(1, 20_000)),
+    "thin and long": encoded(noise(20_000, 2), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_picture_can_be_read(kind):
+    info = probe_image(KINDS[kind])
+    assert picture_or_one_line(KINDS[kind], None).shape == (info.height, info.width, 3)
+    small = picture_or_one_line(KINDS[kind])
+    for size in (8, 16):
+        assert evaluation_crop(small, size).shape == (size, size, 3)
+
+
+@settings(max_examples=300, deadline=None)
+@given(kind=st.sampled_from(sorted(KINDS)), flips=FLIPS, end=st.floats(0, 1.2))
+def test_damage_of_every_kind_gives_a_picture_or_one_line(kind, flips, end):
+    damaged = bytearray(KINDS[kind])
+    for place, bits in flips:
+        damaged[int(place * min(len(damaged), 200))] ^= bits  # mostly headers
+    picture_or_one_line(bytes(damaged[: int(end * len(damaged))]))
+
+
+SIGNATURES = [
+    b"", b"\xff\xd8\xff", b"\xff\xd8\xff\xe1", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM",
+    b"RIFF\x40\0\0\0WEBPVP8X", b"RIFF\x40\0\0\0WEBPVP8L", PNG[:33], JPEG[:24],
+]  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(start=st.sampled_from(SIGNATURES), rest=st.binary(max_size=200))
+def test_bytes_give_a_picture_or_one_line(start, rest):
+    picture_or_one_line(start + rest)
+
+
+def webp_claiming(side):
+    flat = struct.pack("<I", side - 1)[:3]
+    frame = encoded(noise(8, 8), "WEBP")[12:]
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + flat * 2 + frame
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def gif_claiming(side):
+    data = bytearray(KINDS["animated gif"])
+    data[6:10] = struct.pack("<HH", side, side)
+    return bytes(data)
+
+
+def bmp_claiming(side):
+    data = bytearray(KINDS["bmp"])
+    data[18:26] = struct.pack("<ii", side, side)
+    return bytes(data)
+
+
+def png_with_text(size):
+    """A file of a few kilobytes whose comment unpacks to `size` bytes."""
+    chunk = b"zTXt" + b"Comment\0\0" + zlib.compress(bytes(size))
+    block = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return PNG[:33] + block + PNG[33:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        webp_claiming(16_384),
+        gif_claiming(65_535),
+        bmp_claiming(2**30),
+        bmp_claiming(-(2**31)),
+        png_with_text(100_000_000),
+    ],
+    ids=["webp", "gif", "bmp", "bmp upside down", "png text"],
+)
+def test_a_bomb_is_never_read_whole(data):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    picture_or_one_line(data)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000  # KB
+
+
+def test_sixteen_bits_take_no_more_memory_than_colours():
+    data = encoded(Image.fromarray(np.zeros((6000, 6000), np.uint16)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert decode_image(data, 16).shape == (16, 16, 3)
+    # 36 million pixels: 72 MB as they come, 36 MB of grey, 108 MB of colours.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 450_000  # KB
+
+
 # EXIF
 
 

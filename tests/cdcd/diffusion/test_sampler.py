@@ -65,6 +65,38 @@ def test_same_seed_same_tokens():
     assert not torch.equal(run(1), run(2))
 
 
+def test_with_generators_of_their_own_rows_do_not_depend_on_their_neighbours():
+    K, length = 9, 30
+    schedule = make_schedule("absorbing_uniform", K, 10, 0.3)
+    scores = torch.randn(5, length, K)
+
+    def run(rows, kept=None):
+        randoms = [torch.Generator().manual_seed(row) for row in rows]
+        shape = (len(rows), length)
+        return sample(
+            lambda z, t: (scores[rows], None), schedule, shape, SamplerConfig(), randoms, kept
+        )
+
+    alone = torch.cat([run([row]) for row in range(5)])
+    assert torch.equal(run([0, 1, 2, 3, 4]), alone)
+    assert torch.equal(run([3, 0, 4]), alone[[3, 0, 4]])
+    # A row by itself draws what a generator for the whole batch gives it.
+    whole = sample(
+        lambda z, t: (scores[:1], None), schedule, (1, length), SamplerConfig(),
+        torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert torch.equal(whole, alone[:1])
+
+
+def test_generators_must_be_as_many_as_rows():
+    schedule = make_schedule("alpha1", 5, 6)
+    randoms = [torch.Generator()] * 2
+    with pytest.raises(ValueError, match="generators must be one for each of the 3 rows: got 2"):
+        sample(
+            lambda z, t: (torch.zeros(3, 8, 5), None), schedule, (3, 8), SamplerConfig(), randoms
+        )
+
+
 def test_step_pairs():
     assert step_pairs(5, 2) == [(5, 3), (3, 1), (1, 0)]
     assert step_pairs(4, 1) == [(4, 3), (3, 2), (2, 1), (1, 0)]

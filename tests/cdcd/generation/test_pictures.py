@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from cdcd.diffusion import sampler as sampler_module
 from cdcd.generation import PictureGenerator
 from cdcd.generation import pictures as module
-from cdcd.generation.pictures import MAX_NUM
+from cdcd.generation.pictures import MAX_NUM, Ask
+from cdcd.models.model import ConditionalDenoiser
+from cdcd.models.picture_conditioner import ClassSpec
 from cdcd.pictures import GREY
+from cdcd.training.device import Precision, make_autocast
+from kernels.reverse_step import reverse_step
+from tests.cdcd.generation import tiny_models
 from tests.cdcd.generation.tiny_models import CLASS_NAMES, NUM_STEPS, SIDE
 
 RED, BLUE = "a small red bird with black wings", "a blue bird"
@@ -36,6 +44,79 @@ def test_seed_and_condition_decide(of_class: PictureGenerator) -> None:
     assert not np.array_equal(made(2, 0), made(0, 0))
 
 
+def test_a_picture_does_not_depend_on_how_many_are_asked_for(of_class: PictureGenerator) -> None:
+    many = of_class.generate_for_classes([2], 9, seed=1, progress=False).images
+    few = of_class.generate_for_classes([2], 2, seed=1, progress=False).images
+    np.testing.assert_array_equal(many[:2], few)
+    assert len({picture.tobytes() for picture in many}) == 9
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["text", "class"])
+def test_a_picture_is_the_same_to_the_last_bit_in_any_company(
+    of_text: PictureGenerator,
+    of_class: PictureGenerator,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    precision: Precision,
+) -> None:
+    generator = of_text if kind == "text" else of_class
+    monkeypatch.setattr(generator, "_autocast", make_autocast(torch.device("cpu"), precision))
+    texts = [RED, BLUE, "a bird", "a long yellow bill " * 30, BLUE]
+    asked = [Ask(texts[i] if kind == "text" else i % 4, seed=i // 2, index=i % 3) for i in range(5)]
+    config = generator.default_sampler()
+    alone = [generator.draw_batch([one], config)[0] for one in asked]
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0], [3, 1], [1, 3, 0, 4, 2, 1, 0]):
+        together = generator.draw_batch([asked[i] for i in order], config)
+        np.testing.assert_array_equal(together, np.stack([alone[i] for i in order]))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_scores_of_a_row_do_not_depend_on_how_many_there_are(
+    of_class: PictureGenerator, monkeypatch: pytest.MonkeyPatch, guidance: float
+) -> None:
+    """Sharper than tokens: what the network says must be equal to the last bit."""
+    seen: list[torch.Tensor] = []
+
+    def spy(logits, *rest, **options):  # type: ignore[no-untyped-def]
+        seen.append(logits.clone())
+        return reverse_step(logits, *rest, **options)
+
+    # As wide as real ones: elementwise functions round what goes beyond 32 numbers otherwise.
+    wide = replace(tiny_models.spec(ClassSpec(4, 32)), width=32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ConditionalDenoiser(wide)
+        for value in model.parameters():
+            value.data += 0.3 * torch.randn_like(value)
+    generator = PictureGenerator(
+        model, of_class.codec, of_class.schedule, of_class.facts, of_class.device
+    )
+    monkeypatch.setattr(generator, "_autocast", make_autocast(torch.device("cpu"), "float32"))
+    monkeypatch.setattr(sampler_module, "reverse_step", spy)
+    config = generator.sampler(guidance)
+    asked = [Ask(label, seed, 0) for seed, label in enumerate((3, 1, 2))]
+    generator.draw_batch(asked, config)
+    together, seen[:] = list(seen), []
+    generator.draw_batch(asked[1:2], config)
+    for alone, among in zip(seen, together, strict=True):
+        assert torch.equal(alone[0], among[1])
+
+
+def test_prompts_share_batches(of_text: PictureGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BATCH", 4)
+    calls: list[int] = []
+    handle = of_text.model.denoiser.register_forward_pre_hook(
+        lambda network, given: calls.append(len(given[0]))
+    )
+    try:
+        of_text.generate_for_texts([RED, BLUE, "a bird"], 2, guidance=1.0, progress=False)
+    finally:
+        handle.remove()
+    assert calls == [4] * NUM_STEPS + [2] * NUM_STEPS
+    assert not any(layer._forward_hooks for layer in of_text.model.modules())
+
+
 def test_batches_are_bounded_and_can_be_drawn_alone(
     of_class: PictureGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,14 +133,15 @@ def test_batches_are_bounded_and_can_be_drawn_alone(
     parts = list(of_class.draw(1, 7, 5, config))
     assert sizes == [3, 3, 1]
     assert of_class.num_calls(7, config) == 3 * NUM_STEPS
-    np.testing.assert_array_equal(of_class.draw_batch(1, 7, 1, 5, config), parts[1])
+    second = [Ask(1, 5, index) for index in (3, 4, 5)]
+    np.testing.assert_array_equal(of_class.draw_batch(second, config), parts[1])
     assert not np.array_equal(parts[0], parts[1])
 
 
 def test_a_batch_shrinks_with_the_size_of_its_logits(
     of_class: PictureGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert of_class.batch_size == module.MAX_BATCH
+    assert of_class.batch_size == module.MAX_BATCH_CPU
     monkeypatch.setattr(module, "BATCH_LOGITS", 16 * 24 * 5 + 1)
     assert of_class.batch_size == 5
     monkeypatch.setattr(module, "BATCH_LOGITS", 1)
@@ -118,7 +200,6 @@ def test_a_long_prompt_is_read_as_far_as_it_goes_and_told(of_text: PictureGenera
 
 def test_a_model_of_shorter_texts_than_its_encoder_says_so(of_text: PictureGenerator) -> None:
     from copy import copy
-    from dataclasses import replace
 
     short = copy(of_text)
     short.model = copy(of_text.model)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from cdcd.generation import PictureGenerator
@@ -72,8 +74,8 @@ def test_a_csv_with_some_columns_and_empty_cells(tmp_path: Path) -> None:
         ("p.csv", "prompt\na bird\n", "line 1: columns must be text or class.*got 'prompt'"),
         ("p.csv", "text,class\na,1\n", "line 1: columns must be text or class"),
         ("p.csv", "text,text\na,b\n", "line 1: columns must be text or class"),
-        ("p.csv", "text,num\na bird\n", "line 2: has 1 cells under 2 columns"),
-        ("p.csv", "text,num\na, small bird,1\n", "line 2: has 3 cells under 2 columns"),
+        ("p.csv", "text,num\na bird\n", "line 2: must have 2 cells, as the header: got 1"),
+        ("p.csv", "text,num\na, small bird,1\n", "line 2: must have 2 cells, as the header: got 3"),
         ("p.csv", "text,num\na,0\n", r"line 2: num must lie in 1 \.\. 10000: got '0'"),
         ("p.csv", "text,num\na,10001\n", "line 2: num must lie in"),
         ("p.csv", "text,num\na,2.5\n", "line 2: num must lie in"),
@@ -111,6 +113,78 @@ def test_no_file_and_a_huge_one_are_one_line(
     monkeypatch.setattr(module, "MAX_FILE_BYTES", 3)
     with pytest.raises(PromptFileError, match="must have at most 3 bytes: got 6; split it"):
         read_prompts(_file(tmp_path, "a bird"))
+
+
+def one_line(error: ValueError) -> None:
+    told = str(error)
+    assert len(told.splitlines()) == 1, told
+    assert told.isprintable(), told
+    assert " must " in told
+    assert "; " in told, told
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prompts")
+
+
+WORDS = st.text(max_size=30) | st.sampled_from(
+    [
+        "a red bird",
+        "\u202e",
+        "\u200d",
+        "\ufeff",
+        "<|endoftext|>",
+        "\x1b[31m",
+        "9" * 25,
+        "ﷺ",
+        "🐦",
+        "é",
+    ]
+)
+HEADERS = st.sampled_from(
+    ["text", "class", "text,num", "class,seed,name", "name,text,num,seed", ""]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    content=st.binary(max_size=120)
+    | st.lists(WORDS, max_size=5).map(lambda lines: "\n".join(lines).encode("utf-8", "replace"))
+    | st.tuples(HEADERS, st.lists(st.lists(WORDS, max_size=4).map(",".join), max_size=4)).map(
+        lambda table: "\r\n".join([table[0], *table[1]]).encode("utf-8", "replace")
+    ),
+    name=st.sampled_from(["f.txt", "f.csv"]),
+)
+def test_any_file_gives_token_ids_or_one_line(
+    of_text: PictureGenerator, of_class: PictureGenerator, scratch: Path, content: bytes, name: str
+) -> None:
+    path = _file(scratch, content, name)
+    try:
+        found = read_prompts(path)
+        assert found.wishes
+        generator = of_class if found.kind == "class" else of_text
+        planned = plan(generator, found.wishes, 1, 0, path)
+    except PromptFileError as error:
+        one_line(error)
+        return
+    for one in planned[:3]:
+        inputs = generator.encode([one.condition])  # type: ignore[list-item]
+        if inputs.length is not None:
+            assert 3 <= int(inputs.length) <= 77
+        assert all(file.isascii() and "/" not in file for file in one.files)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=[]), max_size=60) | WORDS)
+def test_any_text_is_a_prompt_or_one_line(
+    of_text: PictureGenerator, of_class: PictureGenerator, text: str
+) -> None:
+    for check in (of_text.check_text, of_class.find_class):
+        try:
+            check(text)
+        except ValueError as error:
+            one_line(error)
 
 
 # Plans
@@ -181,7 +255,6 @@ def test_a_folder_says_what_it_holds(of_text: PictureGenerator, tmp_path: Path) 
         "file": "00001-a-red-bird-0.png",
         "text": "a red bird",
         "seed": 0,
-        "num": 3,
         "index": 0,
         "guidance": 2.0,
         "truncation": 0.9,
@@ -211,17 +284,73 @@ def test_a_second_run_draws_only_what_is_missing_or_other(
     assert len(_index(tmp_path)) == 5
 
 
+def test_more_pictures_of_a_prompt_keep_those_that_are_there(
+    of_text: PictureGenerator, tmp_path: Path
+) -> None:
+    _fill(of_text, tmp_path, [Wish("a red bird", 3, None, "red", 1)])
+    assert _fill(of_text, tmp_path, [Wish("a red bird", 5, None, "red", 1)]) == Filled(2, 3)
+
+
+def test_a_picture_of_an_earlier_way_of_drawing_is_drawn_again(
+    of_text: PictureGenerator, tmp_path: Path
+) -> None:
+    """Entries once held `num`, because what was drawn depended on it."""
+    _fill(of_text, tmp_path, WISHES)
+    entries = [{**entry, "num": 3} for entry in _index(tmp_path)]
+    (tmp_path / "index.json").write_text(json.dumps({"pictures": entries}))
+    assert _fill(of_text, tmp_path, WISHES) == Filled(4, 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 64])
+def test_files_do_not_depend_on_batches_order_or_what_was_there(
+    of_text: PictureGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    names = ["one", "two", "three", "four", "five"]
+    wishes = [
+        Wish(f"a {name} red bird " * (1 + 9 * line), 1 + line % 2, line % 3, name, line)
+        for line, name in enumerate(names, 1)
+    ]
+    for wish in wishes:  # one after the other
+        _fill(of_text, tmp_path / "alone", [wish])
+    alone = {path.name: path.read_bytes() for path in (tmp_path / "alone").glob("*.png")}
+    assert len(set(alone.values())) == len(alone) == 8
+    monkeypatch.setattr(pictures_module, "MAX_BATCH", size)
+    together, resumed = tmp_path / "together", tmp_path / "resumed"
+    assert _fill(of_text, together, wishes[::-1]) == Filled(8, 0)
+    _fill(of_text, resumed, wishes[2:4])
+    assert _fill(of_text, resumed, wishes) == Filled(5, 3)
+    for folder in (together, resumed):
+        assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == alone
+
+
+def test_prompts_are_drawn_in_batches(
+    of_text: PictureGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    original = of_text.sample_tokens
+
+    def spy(inputs, *rest, **options):  # type: ignore[no-untyped-def]
+        sizes.append(len(inputs))
+        return original(inputs, *rest, **options)
+
+    monkeypatch.setattr(of_text, "sample_tokens", spy)
+    monkeypatch.setattr(pictures_module, "MAX_BATCH", 4)
+    wishes = [Wish(f"a bird {line}", None, None, f"n{line}", line) for line in range(1, 11)]
+    assert _fill(of_text, tmp_path, wishes) == Filled(10, 0)
+    assert sizes == [4, 4, 2]
+
+
 def test_an_interrupted_run_keeps_what_it_has(
     of_text: PictureGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pictures_module, "MAX_BATCH", 2)
     original, drawn = of_text.draw_batch, []
 
-    def interrupted(condition, num, batch, *rest):  # type: ignore[no-untyped-def]
+    def interrupted(asked, *rest):  # type: ignore[no-untyped-def]
         if len(drawn) == 1:
             raise KeyboardInterrupt
-        drawn.append(batch)
-        return original(condition, num, batch, *rest)
+        drawn.append(asked)
+        return original(asked, *rest)
 
     monkeypatch.setattr(of_text, "draw_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
@@ -207,10 +208,25 @@ def _generate(chosen: argparse.Namespace) -> None:
     if chosen.video is not None:
         _check_video(chosen)
     _check_numbers(chosen)
+    _check_place(Path(chosen.out))
     if chosen.video is not None:
         _generate_music(chosen)
     else:
         _generate_pictures(chosen)
+
+
+def _check_place(out: Path) -> None:
+    """Refuse an output that could not be written, before minutes go into it."""
+    around = next(folder for folder in out.absolute().parents if folder.exists())
+    try:
+        # Only writing tells: permissions say yes to root, and some file systems no to everybody.
+        with tempfile.TemporaryDirectory(dir=around, prefix=".cdcd-") as folder:
+            (Path(folder) / out.name).touch()
+    except OSError as error:
+        raise ValueError(
+            f"--out must be a place that can be written: got {str(out)[:200]} "
+            f"({error.strerror or type(error).__name__}); choose another"
+        ) from None
 
 
 def _check_numbers(chosen: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlflow
+import numpy as np
 import pandas as pd
 
 COLUMNS = {"dance2music": "video", "text2image": "text", "class2image": "class"}
@@ -65,7 +66,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                 f"the input must have a column {self._column}: got {sorted(frame.columns)}; "
                 f"use {EXAMPLES[self._column]}"
             )
-        rows = frame.to_dict("records")
+        rows = _one_each(frame, self._column).to_dict("records")
         if self._column == "video":
             return pd.DataFrame([self._music(row) for row in rows])
         return pd.DataFrame([self._pictures(asked) for asked in [*map(self._asked, rows)]])
@@ -137,6 +138,24 @@ class _Asked(NamedTuple):
     config: Any
     out: Any
     num_tokens_dropped: int
+
+
+def _one_each(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """A row for each wish: MLflow turns {"text": ["a", "b"]} into one row with lists in it."""
+
+    def is_list(cell: Any) -> bool:
+        return isinstance(cell, list | tuple | np.ndarray)
+
+    if not any(map(is_list, frame[column])):
+        return frame
+    lists = [str(name) for name in frame.columns if any(map(is_list, frame[name]))]
+    try:
+        return frame.explode(lists, ignore_index=True)
+    except ValueError:
+        raise ValueError(
+            f"lists of the columns {', '.join(lists)} must be of equal length: got others; give "
+            "one entry for each"
+        ) from None
 
 
 def _given(value: Any) -> bool:

@@ -13,6 +13,9 @@ from typing import Any
 from cdcd.data.samples import TASKS
 from flows.stage import DATA, STAGES, folder, guarded, prepare_environment, write
 
+_WIDTH = max(map(len, STAGES)) + max(map(len, TASKS)) + 2
+"""Of the column of `stage@dataset`."""
+
 
 def _read(path: Path) -> Any:
     try:
@@ -32,7 +35,7 @@ def _stages(datasets: list[str], since: float) -> tuple[list[str], int]:
             fresh = took["finished"] >= since
             ran += fresh
             lines.append(
-                f"  {stage + '@' + dataset:<18}{'ran' if fresh else 'unchanged':<11}"
+                f"  {stage + '@' + dataset:<{_WIDTH}}{'ran' if fresh else 'unchanged':<11}"
                 f"{took['seconds']:>8.1f} s{took['peak_memory_mb'] / 1024:>7.1f} GB"
             )
     return lines, ran

@@ -11,7 +11,7 @@ import json
 import re
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -317,6 +317,22 @@ class PictureFolder:
                 "another folder"
             ) from None
 
+    def begin(self, names: Iterable[str]) -> None:
+        """Make the folder this program's own, with an index, before anything is drawn.
+
+        Raises:
+            ValueError: it has no index, and files of other origin where pictures shall be.
+        """
+        if (self.path / INDEX).exists():
+            return
+        for name in names:
+            if (self.path / name).exists():
+                raise ValueError(
+                    f"--out must not hold other files by the names of its pictures: {name} is in "
+                    f"{self.path}, which has no {INDEX}; move it away, or choose another folder"
+                )
+        self.flush()
+
     def holds(self, entry: dict[str, Any]) -> bool:
         """Whether this very picture, made in this very way, is there."""
         name = entry["file"]
@@ -374,6 +390,7 @@ def fill_folder(
                 num_kept += 1
             else:
                 missing.append((Ask(wish.condition, wish.seed, entry["index"]), entry))
+    folder.begin(entry["file"] for _, entry in missing)
     total = generator.num_calls(len(missing), config)
     try:
         with step_bar(total, progress and total > 0) as advance:

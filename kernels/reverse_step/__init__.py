@@ -26,6 +26,9 @@ from kernels.reverse_step.reference import truncate
 
 __all__ = ["Draw", "reverse_step", "truncate"]
 
+SMALLEST = 2.0**-126
+"""Of float32; truncation rates are raised to it: 0 would keep not even the likeliest code."""
+
 
 class Draw(NamedTuple):
     """What a step drew, and how sure it was, for samplers that order positions by confidence."""
@@ -71,6 +74,7 @@ def reverse_step(
     """
     if not 0 < truncation <= 1:
         raise ValueError(f"truncation must lie in (0, 1]: got {truncation}; the paper uses 0.86")
+    truncation = max(truncation, SMALLEST)
     if guidance != 1 and null_logits is None:
         raise ValueError(f"guidance {guidance} needs null_logits: got none; pass them or use 1")
     if logits.ndim != 3 or logits.shape[2] < 2:

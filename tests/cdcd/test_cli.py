@@ -440,6 +440,20 @@ def test_exactly_one_thing_is_asked_for(
     assert "--text" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("out", ["file/x.png", "/proc/x/y.png", "n" * 300 + ".png", "/proc/x.gif"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(
+    pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    Path("file").touch()
+    before = {path.name for path in Path().iterdir()}
+    monkeypatch.setattr(tasks, "load_generator", lambda *_: pytest.fail("a model was loaded"))
+    code, _, err = _generate(capsys, "--text", RED, "--out", out)
+    assert code == 1
+    assert "--out must be a place that can be written: got" in err
+    assert "choose another" in err
+    assert {path.name for path in Path().iterdir()} == before
+
+
 def test_a_model_samples_as_it_was_scored(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -194,7 +194,9 @@ CLIENT = """
 import json, sys
 import mlflow, pandas as pd
 model = mlflow.pyfunc.load_model(sys.argv[1])
-made = model.predict(pd.DataFrame(json.loads(sys.argv[2])))
+wishes = json.loads(sys.argv[2])
+made = model.predict(pd.DataFrame(wishes))
+assert model.predict(wishes).equals(made), "a mapping of lists is as good"
 print(json.dumps({
     "inputs": model.metadata.get_input_schema().input_names(),
     "outputs": model.metadata.get_output_schema().input_names(),

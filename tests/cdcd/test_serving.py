@@ -79,6 +79,21 @@ def test_a_gap_is_no_value_whatever_it_is_called(model: tuple[ServedModel, Recor
     assert [options for _, _, options in recorder.calls] == [{"progress": False}] * 4
 
 
+def test_lists_in_one_row_are_a_row_each(model: tuple[ServedModel, Recorder]) -> None:
+    # So MLflow hands on {"video": ["a.mp4", "b.mp4"]}.
+    served, recorder = model
+    rows = pd.DataFrame({"video": [["a.mp4", "b.mp4"]], "seed": [[1, 2]], "guidance": [2.0]})
+    assert len(served.predict(None, rows)) == 2
+    asked = [(str(video), options) for video, _, options in recorder.calls]
+    assert asked == [
+        ("a.mp4", {"progress": False, "seed": 1, "guidance": 2.0}),
+        ("b.mp4", {"progress": False, "seed": 2, "guidance": 2.0}),
+    ]
+    uneven = pd.DataFrame({"video": [["a.mp4", "b.mp4"]], "seed": [[1, 2, 3]]})
+    with pytest.raises(ValueError, match="lists of the columns video, seed must be of equal"):
+        served.predict(None, uneven)
+
+
 def test_a_video_is_a_path(model: tuple[ServedModel, Recorder]) -> None:
     served, _ = model
     with pytest.raises(ValueError, match="video must be the path of a file: got 3; give one"):

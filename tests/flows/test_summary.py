@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
 import pytest
 
+from cdcd.data.samples import TASKS
 from flows import summary
 from flows.stage import STAGES
 
@@ -48,8 +50,19 @@ def test_after_a_run_everything_is_pointed_at(here: Path) -> None:
         "Done: 5 stages ran, 1 min 40 s in all.",
     ):
         assert words in text
-    assert "ingest@aist       unchanged      65.2 s    1.5 GB" in text
-    assert "train@aist        ran" in text
+    assert re.search(r"  ingest@aist +unchanged      65\.2 s    1\.5 GB\n", text)
+    assert re.search(r"  train@aist +ran ", text)
+
+
+def test_the_columns_of_every_stage_and_dataset_stay_apart(here: Path) -> None:
+    took = {"seconds": 99999.9, "peak_memory_mb": 999_999, "finished": 0.0}
+    for stage in STAGES:
+        for dataset in TASKS:
+            Path(f"data/runs/{stage}@{dataset}.json").write_text(json.dumps(took))
+    lines = summary.closing(list(TASKS), -1.0).splitlines()
+    rows = [line.split() for line in lines if line.startswith("  ") and "@" in line]
+    assert len(rows) == len(STAGES) * len(TASKS)
+    assert {tuple(row[1:]) for row in rows} == {("ran", "99999.9", "s", "976.6", "GB")}
 
 
 def test_when_nothing_ran_it_says_so(here: Path) -> None:

@@ -93,7 +93,7 @@ def test_two_single_steps_equal_one_jump():
     torch.testing.assert_close(float(q.c), float(Q[0, 5]), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("truncation", [1.0, 0.86, 0.3, 1e-6])
+@pytest.mark.parametrize("truncation", [1.0, 0.86, 0.3, 1e-6, 1e-300])
 @pytest.mark.parametrize("K", [2, 7, 100, 2887])
 def test_both_backends_draw_the_same_tokens(monkeypatch, K, truncation):
     x = problem(4, 8 if K < 1000 else 3, K, 0, dtype=torch.float64)

@@ -375,3 +375,22 @@ def test_a_broken_index_is_one_line(tmp_path: Path, content: str) -> None:
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--out must be a folder here"):
         PictureFolder.open(_file(tmp_path, "x"))
+
+
+def test_files_of_other_origin_are_never_replaced(
+    of_class: PictureGenerator, tmp_path: Path
+) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    planned = plan(of_class, [Wish("2")], 1, 0)
+    (name,) = planned[0].files
+    (out / name).write_bytes(b"mine")
+    config = of_class.default_sampler()
+    with pytest.raises(ValueError, match=r"must not hold other files .*; move it away"):
+        fill_folder(of_class, planned, PictureFolder.open(out), config, "m", progress=False)
+    assert [path.name for path in out.iterdir()] == [name]
+    assert (out / name).read_bytes() == b"mine"
+    (out / name).unlink()
+    (out / "note.txt").write_text("mine")
+    fill_folder(of_class, planned, PictureFolder.open(out), config, "m", progress=False)
+    assert {path.name for path in out.iterdir()} == {name, "note.txt", "index.json"}

@@ -217,8 +217,10 @@ def _generate(chosen: argparse.Namespace) -> None:
 
 def _check_place(out: Path) -> None:
     """Refuse an output that could not be written, before minutes go into it."""
-    around = next(folder for folder in out.absolute().parents if folder.exists())
+    place = out.absolute()
     try:
+        # A folder that is there is written into; its parent need not be anybody's to write.
+        around = place if place.is_dir() else next(at for at in place.parents if at.exists())
         # Only writing tells: permissions say yes to root, and some file systems no to everybody.
         with tempfile.TemporaryDirectory(dir=around, prefix=".cdcd-") as folder:
             (Path(folder) / out.name).touch()

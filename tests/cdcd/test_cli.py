@@ -454,6 +454,24 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(
     assert {path.name for path in Path().iterdir()} == before
 
 
+def test_only_the_place_itself_must_be_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Path] = []
+
+    class Trying(cli.tempfile.TemporaryDirectory):  # type: ignore[type-arg]
+        def __init__(self, dir: Path, prefix: str) -> None:
+            tried.append(dir)
+            super().__init__(dir=dir, prefix=prefix)
+
+    monkeypatch.setattr(cli.tempfile, "TemporaryDirectory", Trying)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "old.png").touch()
+    for out in ("there", "old.png", "new.png", "there/new/deep.png"):
+        cli._check_place(tmp_path / out)
+    assert tried == [tmp_path / "there", tmp_path, tmp_path, tmp_path / "there"]
+
+
 def test_a_model_samples_as_it_was_scored(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,14 +120,7 @@ def test_prompts_share_batches(of_text: PictureGenerator, monkeypatch: pytest.Mo
 def test_batches_are_bounded_and_can_be_drawn_alone(
     of_class: PictureGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[int] = []
-    original = of_class.sample_tokens
-
-    def spy(inputs, *rest, **options):  # type: ignore[no-untyped-def]
-        sizes.append(len(inputs))
-        return original(inputs, *rest, **options)
-
-    monkeypatch.setattr(of_class, "sample_tokens", spy)
+    sizes = tiny_models.watch_batches(of_class, monkeypatch)
     monkeypatch.setattr(module, "MAX_BATCH", 3)
     config = of_class.default_sampler()
     parts = list(of_class.draw(1, 7, 5, config))

@@ -24,6 +24,7 @@ from cdcd.generation.prompts import (
     plan,
     read_prompts,
 )
+from tests.cdcd.generation import tiny_models
 
 
 def _file(folder: Path, content: str | bytes, name: str = "prompts.txt") -> Path:
@@ -326,14 +327,7 @@ def test_files_do_not_depend_on_batches_order_or_what_was_there(
 def test_prompts_are_drawn_in_batches(
     of_text: PictureGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[int] = []
-    original = of_text.sample_tokens
-
-    def spy(inputs, *rest, **options):  # type: ignore[no-untyped-def]
-        sizes.append(len(inputs))
-        return original(inputs, *rest, **options)
-
-    monkeypatch.setattr(of_text, "sample_tokens", spy)
+    sizes = tiny_models.watch_batches(of_text, monkeypatch)
     monkeypatch.setattr(pictures_module, "MAX_BATCH", 4)
     wishes = [Wish(f"a bird {line}", None, None, f"n{line}", line) for line in range(1, 11)]
     assert _fill(of_text, tmp_path, wishes) == Filled(10, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from cdcd.codecs.store import load_picture_codec, save_codec
@@ -96,3 +97,16 @@ def load(data: Path, name: str) -> PictureGenerator:
     if facts["task"] == "text2image":
         encoder = TextEncoder.load(data / "encoders" / name)
     return PictureGenerator(model, codec, schedule, facts, torch.device("cpu"), encoder)
+
+
+def watch_batches(generator: PictureGenerator, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that receives the size of each batch the generator draws from now on."""
+    sizes: list[int] = []
+    original = generator.sample_tokens
+
+    def spy(inputs: Any, *rest: Any, **options: Any) -> torch.Tensor:
+        sizes.append(len(inputs))
+        return original(inputs, *rest, **options)
+
+    monkeypatch.setattr(generator, "sample_tokens", spy)
+    return sizes

@@ -486,13 +486,33 @@ class RegisterNames(Section):
     imagenet: ModelName
 
 
+class Promotion(Section):
+    """When a candidate becomes champion."""
+
+    above_control: Literal["shuffled", "unconditioned"] | None
+    within_interval: bool
+
+
 class Register(Section):
     """The registered models and the score they are promoted by."""
 
     names: RegisterNames
+    promotion: Promotion
     main_score: Literal[
         "onset_f1", "beat_f1", "genre_accuracy", "attribute_accuracy", "class_accuracy", "clip_s"
     ]
+
+
+class Schedules(Section):
+    """When `python -m flows.serve` runs what, and how patient an unwatched run is."""
+
+    timezone: Annotated[str, Field(min_length=1)]
+    nightly: Annotated[str, Field(min_length=1)] | None
+    evaluate: Annotated[str, Field(min_length=1)] | None
+    refresh_data: Annotated[str, Field(min_length=1)] | None
+    retries: NonNegative
+    retry_delay_seconds: Annotated[float, Field(ge=0)]
+    busy_patience_seconds: Annotated[float, Field(ge=0)]
 
 
 class DatasetOverrides(Section):
@@ -530,6 +550,7 @@ class Params(Section):
     generate: Generate
     evaluate: Evaluate
     register_: Register = Field(alias="register")
+    schedules: Schedules
     overrides: Overrides
 
     def of(self, dataset: str) -> Params:

@@ -1,16 +1,13 @@
 """A trained pipeline becomes a version of a registered model, and perhaps its champion.
 
-Aliases: every new version is `candidate`; it becomes `champion` when there is none, or when its
-main score is not worse than the champion's. A version with broken weights is never registered.
+Every new version gets the alias `candidate`; `cdcd.promotion` decides about `champion`. A version
+with broken weights is never registered.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import logging
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +15,9 @@ from cdcd import tracking
 from cdcd.config import Params
 from cdcd.data.files import write_json
 from cdcd.data.samples import TASKS
-
-logger = logging.getLogger(__name__)
+from cdcd.promotion import CANDIDATE, CHAMPION, Score, judge, read_scores, record
 
 PACKAGE = Path(__file__).resolve().parent
-CANDIDATE = "candidate"
-CHAMPION = "champion"
 # What loading a model and generating with it import, beside MLflow itself.
 _COMMON = ("torch", "numpy", "safetensors", "pandas", "tqdm", "pillow")
 REQUIREMENTS = {
@@ -101,52 +95,6 @@ def check_encoder(folder: Path) -> None:
             )
 
 
-def model_scores(metrics_path: Path) -> dict[str, float]:
-    """The model's mean of every score in a metrics file, finite ones only.
-
-    Raises:
-        RegistrationError: the file is missing or has no table row `model`.
-    """
-    try:
-        rows = json.loads(metrics_path.read_text(encoding="utf-8"))["systems"]["model"]
-        items = rows.items()
-    except FileNotFoundError:
-        raise RegistrationError(
-            f"a registered model needs its scores: {metrics_path} does not exist; run `evaluate`"
-        ) from None
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise RegistrationError(
-            f"{metrics_path} must hold systems.model with the scores; run `evaluate` again"
-        ) from None
-    scores = {}
-    for name, value in items:
-        mean = value.get("mean") if isinstance(value, Mapping) else None
-        if tracking.is_number(mean):
-            scores[name] = float(mean)
-    return scores
-
-
-def is_promoted(
-    score: float, name: str, dataset: str, champion: tracking.ModelVersion | None
-) -> bool:
-    """Whether a version with this main score takes the champion's place.
-
-    A champion of another dataset, or without this score, cannot be compared and stays.
-    """
-    if champion is None:
-        return True
-    theirs = champion.tags.get(f"score.{name}")
-    if theirs is None or champion.tags.get("dataset") != dataset:
-        logger.warning(
-            "version %s stays champion: it has no %s on %s to compare with",
-            champion.version,
-            name,
-            dataset,
-        )
-        return False
-    return score >= float(theirs)
-
-
 def register_model(
     params: Params,
     *,
@@ -170,7 +118,8 @@ def register_model(
         encoder_dir: with the text encoder in `text/`; only used, and needed, by models of texts.
 
     Returns:
-        name, version, aliases, uri, score (name and mean) and champion (version and mean).
+        name, version, aliases, uri, score (name and mean), promotion (why, or why not) and champion
+        (version and mean, or None).
 
     Raises:
         RegistrationError: weights or scores are missing or not finite; nothing is registered.
@@ -193,7 +142,7 @@ def register_model(
             )
         artifacts["encoder"] = Path(encoder_dir)
         check_encoder(Path(encoder_dir))
-    scores = model_scores(metrics_path)
+    scores = read_scores(metrics_path, "model")
     if main not in scores:
         raise RegistrationError(
             f"register.main_score must be a finite score of systems.model in {metrics_path}: got "
@@ -203,12 +152,13 @@ def register_model(
     tags = {
         "dataset": dataset,
         **tracking.git_state(),
-        **{f"score.{key}": repr(value) for key, value in scores.items()},
+        **{key: tag for label, score in scores.items() for key, tag in score.tags(label).items()},
     }
     trained_by = tracking.read_run_id(model_dir / "run.json")
     if trained_by is not None:
         tags["train_run_id"] = trained_by
     made, held_out = DESCRIPTIONS[task]
+    means = {label: score.mean for label, score in scores.items()}
     with tempfile.TemporaryDirectory() as temporary:
         artifacts["sampler"] = Path(temporary) / "sampler.json"
         write_json(artifacts["sampler"], {"sampler": sampler_of(params)})
@@ -222,30 +172,30 @@ def register_model(
             requirements=requirements(task),
             tags=tags,
             description=(
-                f"{made}, trained on {dataset}; {main} {scores[main]:.3f} on held-out {held_out}. "
+                f"{made}, trained on {dataset}; {main} {scores[main]} on held-out {held_out}. "
                 "Loading it runs the code it holds."
             ),
-            metadata={"dataset": dataset, "task": task, "main_score": main, "scores": scores},
+            metadata={"dataset": dataset, "task": task, "main_score": main, "scores": means},
         )
-    aliases = [CANDIDATE]
     tracking.set_alias(name, CANDIDATE, version.version)
-    if is_promoted(scores[main], main, dataset, champion):
-        tracking.set_alias(name, CHAMPION, version.version)
-        aliases.append(CHAMPION)
-        champion = version
-    assert champion is not None
+    rule = params.register_.promotion
+    control = None
+    if rule.above_control is not None:
+        control = read_scores(metrics_path, rule.above_control).get(main)
+    verdict = judge(rule, main, scores[main], control, champion, dataset)
+    record(version, verdict, champion)
+    holder = version if verdict.is_promoted else champion
+    theirs = None if holder is None else Score.of_tags(main, holder.tags)
     result = {
         "name": name,
         "version": version.version,
-        "aliases": aliases,
+        "aliases": [CANDIDATE, CHAMPION] if verdict.is_promoted else [CANDIDATE],
         "uri": version.uri,
-        "score": {"name": main, "mean": scores[main]},
-        "champion": {
-            "version": champion.version,
-            "mean": float(champion.tags[f"score.{main}"])
-            if f"score.{main}" in champion.tags
-            else None,
-        },
+        "score": {"name": main, "mean": scores[main].mean},
+        "promotion": verdict.reason,
+        "champion": None
+        if holder is None
+        else {"version": holder.version, "mean": None if theirs is None else theirs.mean},
     }
     write_json(out_path, result)
     return result

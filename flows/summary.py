@@ -63,6 +63,8 @@ def _results(dataset: str) -> list[str]:
         lines.append(
             f"  registered model   {registered['name']} version {registered['version']} ({aliases})"
         )
+        if "promotion" in registered:
+            lines.append(f"  promotion          {registered['promotion']}")
     return lines
 
 

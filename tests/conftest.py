@@ -39,6 +39,8 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 torch.use_deterministic_algorithms(True, warn_only=True)
 
 TOY: dict[str, Any] = {
+    # A toy model is no better than chance; its champion serves all the same.
+    "register": {"promotion": {"above_control": None}},
     "ingest": {
         "num_workers": 2,
         "cub200": {"embedded": {"num_species": 12, "images_per_species": 3, "image_height": 64}},

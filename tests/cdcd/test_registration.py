@@ -23,7 +23,6 @@ from cdcd.models.picture_conditioner import ClassSpec
 from cdcd.registration import (
     DESCRIPTIONS,
     REQUIREMENTS,
-    RegistrationError,
     register_model,
     requirements,
 )
@@ -49,8 +48,12 @@ def inputs(tmp_path: Path, shared_store: str, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
-def _score(folder: Path, mean: Any, name: str = "onset_f1") -> None:
-    metrics = {"systems": {"model": {name: {"mean": mean, "sd": 0.1}, "notes": "x"}}}
+def _score(folder: Path, mean: Any, name: str = "onset_f1", control: float = 0.1) -> None:
+    systems = {
+        "model": {name: {"mean": mean, "sd": 0.1}, "notes": "x"},
+        "shuffled": {name: {"mean": control}},
+    }
+    metrics = {"systems": systems}
     (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
@@ -65,10 +68,11 @@ def _register(params: Params, folder: Path, dataset: str = "aist") -> dict[str, 
     )
 
 
-def test_the_champion_is_never_worse_than_before(
+def test_every_version_is_candidate_and_the_rule_makes_the_champion(
     inputs: Path, make_params: Callable[..., Params]
 ) -> None:
-    params = make_params({"register": {"names": {"aist": "rising", "tiktok": "rising"}}})
+    changes = {"names": {"aist": "rising"}, "promotion": {"above_control": "shuffled"}}
+    params = make_params({"register": changes})
     first = _register(params, inputs)
     assert first["aliases"] == ["candidate", "champion"]
     assert json.loads((inputs / "registered.json").read_text()) == first
@@ -77,22 +81,25 @@ def test_the_champion_is_never_worse_than_before(
     worse = _register(params, inputs)
     assert worse["aliases"] == ["candidate"]
     assert worse["champion"] == {"version": first["version"], "mean": 0.5}
+    assert worse["promotion"].endswith(f"is worse than 0.500 of champion {first['version']}")
+
+    _score(inputs, 0.9, control=0.95)
+    below = _register(params, inputs)
+    assert below["aliases"] == ["candidate"], "shuffled conditions score as high"
 
     _score(inputs, 0.5)
     equal = _register(params, inputs)
     assert equal["aliases"] == ["candidate", "champion"]
 
-    _score(inputs, 0.9)
-    other = _register(params, inputs, dataset="tiktok")
-    assert other["aliases"] == ["candidate"], "scores on two datasets cannot be compared"
-
     champion = tracking.version_by_alias("rising", "champion")
     candidate = tracking.version_by_alias("rising", "candidate")
     assert champion is not None
     assert candidate is not None
-    assert (champion.version, candidate.version) == (equal["version"], other["version"])
+    assert champion.version == candidate.version == equal["version"]
     assert champion.tags["score.onset_f1"] == "0.5"
     assert champion.tags["train_run_id"] == "abc"
+    assert champion.tags["promotion.replaced"] == first["version"]
+    assert champion.tags["promotion.reason"] == equal["promotion"]
 
     artifacts = tracking.download_model("models:/rising@champion")
     assert (artifacts["model"] / "model.safetensors").is_file()
@@ -126,7 +133,7 @@ def _cut_weights(folder: Path) -> None:
         (_no_codec, r"needs .*codec\.safetensors"),
         (_cut_weights, "must be a safetensors file"),
         (lambda folder: (folder / "metrics.json").unlink(), "needs its scores"),
-        (lambda folder: (folder / "metrics.json").write_text("[]"), r"must hold systems\.model"),
+        (lambda folder: (folder / "metrics.json").write_text("[]"), "must hold a table `systems`"),
         (lambda folder: _score(folder, float("nan")), "register.main_score must be a finite score"),
         (lambda folder: _score(folder, None), "register.main_score must be a finite score"),
         (lambda folder: _score(folder, 0.5, "tempo"), "got onset_f1; choose one of tempo"),
@@ -136,7 +143,7 @@ def test_a_broken_model_is_not_registered(
     inputs: Path, make_params: Callable[..., Params], damage: Callable[[Path], Any], words: str
 ) -> None:
     damage(inputs)
-    with pytest.raises(RegistrationError, match=words) as caught:
+    with pytest.raises(ValueError, match=words) as caught:
         _register(make_params({"register": {"names": {"aist": "broken"}}}), inputs)
     assert "\n" not in str(caught.value)
     assert tracking.version_by_alias("broken", "candidate") is None
@@ -172,7 +179,8 @@ def pictures(tmp_path: Path, shared_store: str, monkeypatch: pytest.MonkeyPatch)
     data = tiny_models.write_models(tmp_path / "data", "cub200")
     tiny_models.write_models(data, "imagenet", ClassSpec(len(tiny_models.CLASS_NAMES), 8))
     for name, score in (("cub200", "attribute_accuracy"), ("imagenet", "class_accuracy")):
-        metrics = {"systems": {"model": {score: {"mean": 0.5}}}}
+        systems = {"model": {score: {"mean": 0.5}}, "shuffled": {score: {"mean": 0.1}}}
+        metrics = {"systems": systems}
         (data / f"{name}.json").write_text(json.dumps(metrics))
     return data
 
@@ -279,7 +287,7 @@ def test_a_text_model_without_its_encoder_is_not_registered(
 ) -> None:
     changes = damage(pictures) or {}
     params = make_params({"register": {"names": {"cub200": "blind"}}})
-    with pytest.raises(RegistrationError, match=words) as caught:
+    with pytest.raises(ValueError, match=words) as caught:
         _register_pictures(params, pictures, "cub200", **changes)
     assert "\n" not in str(caught.value)
     assert tracking.version_by_alias("blind", "candidate") is None

@@ -35,6 +35,7 @@ EPILOG = """examples:
   cdcd generate --prompts prompts.txt --out pictures/
   cdcd ingest --check downloads/aist --dataset aist
   cdcd presets apply aist/demo paper
+  cdcd rollback cdcd-dance2music
 """
 
 
@@ -117,6 +118,12 @@ def build_parser() -> argparse.ArgumentParser:
     apply = actions.add_parser("apply", help="write presets into params.yaml, keeping its comments")
     apply.add_argument("names", nargs="+", metavar="NAME")
     apply.add_argument("--params", default="params.yaml", help="file to change (default: it)")
+    commands.add_parser("sync", help="send runs to MLflow that it could not take (data/spool)")
+    back = commands.add_parser(
+        "rollback", help="give the alias `champion` back to the version that it replaced"
+    )
+    back.add_argument("name", metavar="NAME", help="of the registered model")
+    back.add_argument("--to", metavar="VERSION", help="this version instead")
     return parser
 
 
@@ -413,6 +420,17 @@ def run(chosen: argparse.Namespace) -> int:
             _write(report())
         case "presets":
             _presets(chosen)
+        case "sync":
+            from cdcd.tracking import sync
+
+            sent = sync()
+            _write(f"sent {len(sent)} runs" if sent else "nothing is waiting in data/spool")
+        case "rollback":
+            from cdcd.promotion import rollback
+
+            done = rollback(chosen.name, chosen.to)
+            before = f", before: {done['replaced']}" if done["replaced"] else ""
+            _write(f"{done['name']}: champion is version {done['version']}{before}")
     return 0
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from cdcd import tracking
+from cdcd.cli import main
+from cdcd.spool import Spool, spools
 from cdcd.tracking import MlflowTracker, NullTracker, open_run
 
 
@@ -81,7 +83,7 @@ def test_metrics_are_sent_in_batches() -> None:
             assert len(metrics) <= 1000
 
     client = Counting()
-    tracker = MlflowTracker(client, "r")
+    tracker = MlflowTracker(client, "r", _no_spool)
     for step in range(1200):
         tracker.log_metrics({"a": 1.0, "b": 2.0}, step)
     tracker.flush()
@@ -89,24 +91,95 @@ def test_metrics_are_sent_in_batches() -> None:
     assert client.calls <= 6
 
 
-def test_a_failing_store_costs_no_metric_and_no_exception(caplog: pytest.LogCaptureFixture) -> None:
-    class Failing:
-        up = False
-        received: list[Any]
+def _no_spool() -> Spool:
+    raise AssertionError("nothing had to be spooled")
 
-        def log_batch(self, run_id: str, metrics: list[Any]) -> None:
-            if not self.up:
-                raise RuntimeError("database is locked")
-            self.received = metrics
 
-    client = Failing()
-    tracker = MlflowTracker(client, "r")
-    tracker.log_metrics({"a": 1.0}, 1)
-    tracker.flush()
+class Moody:
+    """A client that may be down; keeps what it takes."""
+
+    def __init__(self) -> None:
+        self.up = False
+        self.asked = 0
+        self.metrics: list[tuple[str, float, int]] = []
+        self.ended: list[str] = []
+
+    def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+        self.asked += 1
+        if not self.up:
+            raise RuntimeError("database is locked")
+        self.metrics += [(m.key, m.value, m.step) for m in metrics]
+
+    def set_terminated(self, run_id: str, status: str) -> None:
+        if not self.up:
+            raise RuntimeError("database is locked")
+        self.ended.append(status)
+
+
+@pytest.fixture
+def moody(tmp_path: Path) -> tuple[Moody, MlflowTracker]:
+    client = Moody()
+    return client, MlflowTracker(
+        client, "r", lambda: Spool.new(tmp_path / "spool", "train", "toy", {}, "r")
+    )
+
+
+def test_a_store_that_comes_back_has_missed_nothing(
+    moody: tuple[Moody, MlflowTracker], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, tracker = moody
+    for step in range(3):
+        tracker.log_metrics({"a": 1.0}, step)
+        tracker.flush()
+    assert client.asked == 1, "a store that is away is left alone for a while"
     assert "database is locked" in caplog.text
     client.up = True
-    tracker.flush()
-    assert [(m.key, m.value, m.step) for m in client.received] == [("a", 1.0, 1)]
+    tracker.log_metrics({"a": 2.0}, 3)
+    tracker.end("FINISHED")
+    assert sorted(client.metrics) == [("a", 1.0, 0), ("a", 1.0, 1), ("a", 1.0, 2), ("a", 2.0, 3)]
+    assert set(client.ended) == {"FINISHED"}
+    assert not spools(tmp_path / "spool")
+
+
+def test_a_store_that_stays_away_leaves_the_run_in_the_spool(
+    moody: tuple[Moody, MlflowTracker], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, tracker = moody
+    tracker.log_metrics({"a": 1.0}, 1)
+    tracker.end("KILLED")
+    (spool,) = spools(tmp_path / "spool")
+    kinds = [record.kind for record in spool.records()]
+    assert kinds[0] == "metrics"
+    assert not spool.is_at_work()
+    assert "send it with `cdcd sync`" in caplog.text
+
+
+def test_a_run_without_a_store_is_sent_later(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("hello")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/mlflow.db")
+    with open_run("train", "toy", {"a": 1}, tags={"b": "c"}) as tracker:
+        assert tracker.run_id is None
+        tracker.log_metrics({"loss": float("nan")}, 1)
+        tracker.log_metrics({"loss": 2.0}, 2)
+        tracker.log_artifact(tmp_path / "file", "notes")
+    assert main(["sync"]) == 1, "the store is still away"
+    assert len(spools(tracking.spool_root())) == 1
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    assert main(["sync"]) == 0
+    assert "sent 1 runs" in capsys.readouterr().out
+    assert not spools(tracking.spool_root())
+    client = _client()
+    experiment = client.get_experiment_by_name("cdcd/toy")
+    (run,) = client.search_runs([experiment.experiment_id], filter_string="tags.b = 'c'")
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"a": "1"}
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [1, 2]
+    assert [f.path for f in client.list_artifacts(run.info.run_id, "notes")] == ["notes/file"]
 
 
 def test_a_run_goes_on_under_its_id(store: str) -> None:
@@ -156,16 +229,18 @@ def test_tracking_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_null_tracker_has_every_method_of_the_other() -> None:
     for name in vars(MlflowTracker):
-        if not name.startswith("_"):
+        if not name.startswith("_") and name != "end":  # open_run ends runs
             assert hasattr(NullTracker, name), name
 
 
-def test_an_unusable_store_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_needs_the_store_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/mlflow.db")
     with (
         pytest.raises(tracking.TrackingError, match="MLFLOW_TRACKING_URI must name") as caught,
-        open_run("train", "toy"),
+        open_run("register", "toy", needs_store=True),
     ):
         pass
     assert "\n" not in str(caught.value)

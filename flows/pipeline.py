@@ -10,23 +10,34 @@ import argparse
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from cdcd.config import load_params
+import yaml
+
+from cdcd.config import lay_over, load_params, parse_params
+from cdcd.data.files import atomic_path
 from flows.stage import DATA, STAGES, guarded, prefect_url, prepare_environment, write
 
+Result = TypeVar("Result")
 Outcome = Literal["ran", "unchanged", "restored"]
 LOCK = Path(".dvc") / "tmp" / "cdcd-pipeline.lock"
+PARAMS = Path("params.yaml")
+BEFORE = LOCK.with_name("params-before.yaml")
+DURING = LOCK.with_name("params-during.yaml")
+"""The params.yaml that comes back after a run with changes, and what stood there meanwhile."""
 BUSY = 75  # EX_TEMPFAIL: try again later
+BUSY_POLL_SECONDS = 15.0
 DVC = (sys.executable, "-m", "dvc")
+logger = logging.getLogger(__name__)
 
 
 class BusyError(RuntimeError):
@@ -34,7 +45,17 @@ class BusyError(RuntimeError):
 
 
 class StageFailedError(ValueError):
-    """A stage ended with an error; its own line says which."""
+    """A stage ended with an error; its own line says which.
+
+    Attributes:
+        stage: `name@dataset`, or DVC's command where no stage was at work.
+        lines: what it printed.
+    """
+
+    def __init__(self, message: str, stage: str, lines: list[str]) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.lines = lines
 
 
 @dataclass(frozen=True)
@@ -59,7 +80,80 @@ def only_one() -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BusyError(f"one pipeline at a time: {LOCK} is held; try again later") from None
+        restore_params()
         yield
+
+
+def patiently(call: Callable[[], Result], patience_seconds: float) -> Result:
+    """Call again while DVC or another pipeline is busy, for as long as the patience lasts.
+
+    Raises:
+        BusyError: it is still busy then.
+    """
+    until = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return call()
+        except BusyError as error:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise
+            wait = min(BUSY_POLL_SECONDS, left)
+            logger.info("%s; waiting %.0f s of the %.0f s left", error, wait, left)
+            time.sleep(wait)
+
+
+@contextlib.contextmanager
+def changed_params(changes: Mapping[str, Any]) -> Iterator[None]:
+    """Run with other values in params.yaml; the file comes back byte for byte.
+
+    DVC takes its parameters from that file alone. What is changed is kept in its run cache, so
+    coming back to the former values restores the former outputs. A run that is killed leaves the
+    former file beside the lock, where the next pipeline finds it.
+
+    Args:
+        changes: values by dotted key, such as {"train.num_steps": 2000}.
+
+    Raises:
+        ConfigError: an unknown parameter or a value that breaks a rule; nothing is changed.
+    """
+    if not changes:
+        yield
+        return
+    tree = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        tree = lay_over(tree, _nested(key, value))
+    parse_params(tree, "the run's changes")
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    written = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode()
+    # In this order, so that a kill at any moment leaves enough to tell what came from whom.
+    for path, content in ((DURING, written), (BEFORE, PARAMS.read_bytes()), (PARAMS, written)):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+    try:
+        yield
+    finally:
+        restore_params()
+
+
+def restore_params() -> None:
+    """Bring back the params.yaml of before a run with changes, unless a person edited it since."""
+    if not BEFORE.is_file():
+        return
+    if not PARAMS.is_file() or PARAMS.read_bytes() == DURING.read_bytes():
+        with atomic_path(PARAMS) as temporary:
+            temporary.write_bytes(BEFORE.read_bytes())
+    elif PARAMS.read_bytes() != BEFORE.read_bytes():
+        logger.warning("%s was edited during a run with changes and stays as it is", PARAMS)
+    BEFORE.unlink()
+    DURING.unlink(missing_ok=True)
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """`a.b` and a value -> {"a": {"b": value}}."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
 
 
 def classify(lines: Iterable[str]) -> Outcome:
@@ -90,7 +184,7 @@ def _raise_on_failure(what: str, code: int, lines: list[str]) -> None:
     text = " ".join(" ".join(lines[-5:]).split())
     if "is busy" in text or "Unable to acquire lock" in text:
         raise BusyError(f"{what}: DVC is busy here; try again later")
-    raise StageFailedError(f"{what}: DVC ended with {code}: {text[-300:]}")
+    raise StageFailedError(f"{what}: DVC ended with {code}: {text[-300:]}", what, lines)
 
 
 def _interrupt_tree(process: subprocess.Popen[str]) -> None:
@@ -111,12 +205,13 @@ def _interrupt_tree(process: subprocess.Popen[str]) -> None:
         process.wait(timeout=5)
 
 
-def run_one(stage: str, say: Callable[[str], None] = write) -> Done:
+def run_one(stage: str, say: Callable[[str], None] = write, *, force: bool = False) -> Done:
     """Bring one stage up to date, streaming DVC's and the stage's lines.
 
     Args:
         stage: `name@dataset`.
         say: receives each line.
+        force: run it even if nothing it depends on has changed.
 
     Raises:
         BusyError: another DVC command is at work.
@@ -125,7 +220,7 @@ def run_one(stage: str, say: Callable[[str], None] = write) -> Done:
     started = time.monotonic()
     # In this process's own session, so that Ctrl-C reaches the stage as well.
     process = subprocess.Popen(
-        [*DVC, "repro", "--single-item", stage],
+        [*DVC, "repro", "--single-item", *(["--force"] if force else []), stage],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -161,19 +256,61 @@ def _plain(stages: list[str]) -> list[Done]:
     return [run_one(stage) for stage in stages]
 
 
-def _as_flow(stages: list[str]) -> list[Done]:
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "cdcd,flows")
-    from prefect import flow, get_run_logger, task
-    from prefect.artifacts import create_markdown_artifact
+@dataclass(frozen=True)
+class Patience:
+    """How a run without anybody watching deals with trouble."""
+
+    retries: int = 0
+    retry_delay_seconds: float = 0.0
+    busy_seconds: float = 0.0
+
+
+def run_as_tasks(stages: list[str], patience: Patience = Patience()) -> list[Done]:
+    """Bring stages up to date as tasks of the Prefect flow that this is called in.
+
+    A task that is tried again goes on from the stage's checkpoint and finished shards, because DVC
+    calls the stage again and the stage finds them.
+
+    Args:
+        stages: `name@dataset` in order.
+        patience: with failures and with a busy DVC.
+    """
+    from prefect import get_run_logger, task
     from prefect.cache_policies import NO_CACHE
 
-    @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{stage}")
+    @task(
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        task_run_name="{stage}",
+        retries=patience.retries,
+        retry_delay_seconds=patience.retry_delay_seconds,
+        retry_condition_fn=_failed_in_a_stage,
+    )
     def one(stage: str) -> Done:
-        return run_one(stage, get_run_logger().info)
+        say = get_run_logger().info
+        return patiently(lambda: run_one(stage, say), patience.busy_seconds)
+
+    return [one(stage) for stage in stages]
+
+
+def _failed_in_a_stage(task: Any, run: Any, state: Any) -> bool:
+    try:
+        state.result()
+    except StageFailedError:
+        return True
+    except BaseException:
+        return False
+    return False
+
+
+def _as_flow(stages: list[str]) -> list[Done]:
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "cdcd,flows")
+    from prefect import flow
+    from prefect.artifacts import create_markdown_artifact
 
     @flow(name="cdcd-pipeline", persist_result=False)
     def pipeline() -> None:
-        results.extend(one(stage) for stage in stages)
+        results.extend(run_as_tasks(stages))
         create_markdown_artifact(table(results), key="cdcd-pipeline")
 
     results: list[Done] = []
@@ -181,21 +318,31 @@ def _as_flow(stages: list[str]) -> list[Done]:
     return results
 
 
-def run_pipeline(datasets: Iterable[str]) -> list[Done]:
+def run_pipeline(
+    datasets: Iterable[str],
+    changes: Mapping[str, Any] | None = None,
+    run: Callable[[list[str]], list[Done]] | None = None,
+) -> list[Done]:
     """Bring every stage of the datasets up to date.
+
+    Args:
+        datasets: their names.
+        changes: see `changed_params`.
+        run: brings stages up to date; None for plainly, or as a flow where a server answers.
 
     Returns:
         What happened to each stage; empty when nothing had changed.
 
     Raises:
         BusyError: another pipeline or DVC command is at work.
+        ConfigError: see `changed_params`.
         StageFailedError: a stage failed; the ones after it did not run.
     """
-    with only_one():
+    with only_one(), changed_params(changes or {}):
         if is_clean():
             return []
-        stages = stages_in_order(datasets)
-        return _as_flow(stages) if prefect_url() else _plain(stages)
+        run = run or (_as_flow if prefect_url() else _plain)
+        return run(stages_in_order(datasets))
 
 
 def main(arguments: Iterable[str] | None = None) -> int:

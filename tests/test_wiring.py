@@ -24,6 +24,7 @@ PIPELINE: dict[str, Any] = DVC["stages"]
 PLOTS: list[str] = DVC["plots"]
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 HELPERS = {"__init__", "mapping", "stage", "summary", "pipeline"}
+OPERATIONS = {"deployments", "notify", "refresh", "rescore", "serve"}
 
 # Imported, but without influence on what a stage writes under its outputs.
 WITHOUT_INFLUENCE = {
@@ -98,8 +99,14 @@ def _closure(start: Path) -> set[str]:
 
 def test_the_same_stages_in_the_same_order_everywhere() -> None:
     assert tuple(PIPELINE) == STAGES
-    assert tuple(key for key in PARAMS if key not in {"datasets", "overrides"}) == STAGES
-    assert {path.stem for path in (ROOT / "flows").glob("*.py")} == {*STAGES, *HELPERS}
+    assert (
+        tuple(key for key in PARAMS if key not in {"datasets", "overrides", "schedules"}) == STAGES
+    )
+    assert {path.stem for path in (ROOT / "flows").glob("*.py")} == {
+        *STAGES,
+        *HELPERS,
+        *OPERATIONS,
+    }
 
 
 @pytest.mark.parametrize("stage", STAGES)

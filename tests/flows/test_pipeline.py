@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from cdcd.config import ConfigError
 from flows import pipeline
 
 CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
@@ -137,3 +139,107 @@ def test_termination_reaches_the_stage_and_leaves_no_orphan(
     assert runner.returncode == 130, output
     _wait_for(lambda: not Path(f"/proc/{stage}").exists())
     assert not Path("a.txt").exists()
+
+
+# Runs with other parameters
+
+
+@pytest.fixture
+def reads_params(clone: Path, params_file: Path) -> Path:
+    text = TWO_STAGES.replace(
+        "cmd: cp source.txt a.txt", "cmd: grep -A2 'datasets' params.yaml > a.txt"
+    ).replace("deps: [source.txt]", "params: [train.num_steps]")
+    Path("dvc.yaml").write_text(text)
+    return params_file
+
+
+def test_changes_hold_for_one_run_and_the_file_comes_back(reads_params: Path) -> None:
+    before = reads_params.read_bytes()
+    steps = yaml.safe_load(before)["train"]["num_steps"]
+    seen: list[int] = []
+
+    def run(stages: list[str]) -> list[pipeline.Done]:
+        seen.append(yaml.safe_load(reads_params.read_text())["train"]["num_steps"])
+        return [pipeline.run_one(stage) for stage in stages]
+
+    def outcomes(changes: dict[str, Any] | None = None) -> set[str]:
+        return {done.outcome for done in pipeline.run_pipeline(["aist"], changes, run)}
+
+    assert outcomes() == {"ran"}
+    assert outcomes({"train.num_steps": steps + 1}) >= {"ran"}
+    assert reads_params.read_bytes() == before
+    assert "ran" not in outcomes(), "the former outputs are restored"
+    assert seen == [steps, steps + 1, steps]
+    assert not pipeline.BEFORE.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train.num_stepz": 3}, r"train\.num_stepz"),
+        ({"train.num_steps": -3}, r"train\.num_steps"),
+        ({"train.num_steps": "many"}, r"train\.num_steps"),
+        ({"train": 3}, "train"),
+        ({"": 3}, "the run's changes"),
+    ],
+)
+def test_a_wrong_change_is_one_line_and_changes_nothing(
+    reads_params: Path, changes: dict[str, Any], words: str
+) -> None:
+    before = reads_params.read_bytes()
+    with pytest.raises(ConfigError, match=words) as caught:
+        pipeline.run_pipeline(["aist"], changes)
+    assert "\n" not in str(caught.value)
+    assert reads_params.read_bytes() == before
+    assert not Path("a.txt").exists()
+
+
+def test_a_killed_run_with_changes_leaves_the_former_file_to_the_next(reads_params: Path) -> None:
+    before = reads_params.read_bytes()
+    code = (
+        "import os, signal; from flows import pipeline\n"
+        "with pipeline.only_one(), pipeline.changed_params({'train.num_steps': 3}):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    root = str(Path(pipeline.__file__).parents[1])
+    env = os.environ | {"PYTHONPATH": root}
+    killed = subprocess.run([sys.executable, "-c", code], env=env, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert reads_params.read_bytes() != before
+    with pipeline.only_one():
+        assert reads_params.read_bytes() == before
+
+
+def test_what_a_person_edits_meanwhile_stays(
+    reads_params: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pipeline.changed_params({"train.num_steps": 3}):
+        reads_params.write_text("# mine\n")
+    assert reads_params.read_text() == "# mine\n"
+    assert "was edited" in caplog.text
+    assert not pipeline.BEFORE.exists()
+
+
+def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "BUSY_POLL_SECONDS", 0.01)
+    calls: list[int] = []
+
+    def busy_twice() -> str:
+        calls.append(1)
+        if len(calls) < 3:
+            raise pipeline.BusyError("busy")
+        return "done"
+
+    assert pipeline.patiently(busy_twice, 60.0) == "done"
+    calls.clear()
+    with pytest.raises(pipeline.BusyError):
+        pipeline.patiently(busy_twice, 0.0)
+    assert len(calls) == 1
+
+
+def test_a_failure_carries_its_stage_and_log(clone: Path) -> None:
+    Path("broken").write_text("")
+    with pytest.raises(pipeline.StageFailedError) as caught:
+        pipeline.run_pipeline(["aist"])
+    assert caught.value.stage == "shard@aist"
+    assert any("Running stage" in line for line in caught.value.lines)

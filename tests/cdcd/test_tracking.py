@@ -14,8 +14,8 @@ import pytest
 
 from cdcd import tracking
 from cdcd.cli import main
-from cdcd.spool import Spool, spools
 from cdcd.tracking import MlflowTracker, NullTracker, open_run
+from cdcd.tracking.spool import Spool, spools
 
 
 def _client() -> Any:

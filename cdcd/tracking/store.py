@@ -1,0 +1,107 @@
+"""Where runs and models are kept: the URI, a client on it, the experiment of a dataset."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+# MLflow honours only the word `true`.
+TELEMETRY_OFF = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "1",
+}
+# MLflow's own defaults wait for minutes.
+_HTTP = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+
+
+class TrackingError(OSError):
+    """The tracking store cannot be opened; the message says where it is and what to do."""
+
+
+def repository_root(start: Path | None = None) -> Path:
+    """The nearest folder at or above `start` (default: here) with a dvc.yaml, else `start`."""
+    start = (start or Path.cwd()).resolve()
+    return next((p for p in (start, *start.parents) if (p / "dvc.yaml").is_file()), start)
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, else sqlite at data/mlflow/mlflow.db; sqlite paths are absolute."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return f"sqlite:///{repository_root() / 'data' / 'mlflow' / 'mlflow.db'}"
+    prefix = "sqlite:///"
+    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
+        return f"{prefix}{Path(uri.removeprefix(prefix)).resolve()}"
+    return uri
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a sqlite URI, None for another store."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def open_client() -> Any:
+    """A client on a store that exists.
+
+    Raises:
+        TrackingError: the store cannot be opened or created.
+    """
+    os.environ.update(TELEMETRY_OFF)
+    for name, value in _HTTP.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    uri = tracking_uri()
+    path = sqlite_path(uri)
+    try:
+        if path is None:
+            client = mlflow.MlflowClient(uri)
+            client.search_experiments(max_results=1)
+            return client
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Processes that meet a missing file would all create its tables, and most would crash.
+        with (path.parent / ".create.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            client = mlflow.MlflowClient(uri)
+            client.search_experiments(max_results=1)
+            return client
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI must name a store that can be opened: got {uri} ({reason}); "
+            "start its server, mend the URI or unset it to use data/mlflow"
+        ) from error
+
+
+def ensure_store() -> str:
+    """Create the store if it is missing and return its URI."""
+    open_client()
+    return tracking_uri()
+
+
+def experiment_id(client: Any, dataset: str) -> str:
+    """The experiment `cdcd/<dataset>`, made where it is missing."""
+    from mlflow.exceptions import MlflowException
+
+    name = f"cdcd/{dataset}"
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        path = sqlite_path(tracking_uri())
+        location = None  # a server decides itself
+        if path is not None:
+            location = (path.parent / "artifacts" / dataset).as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:  # another process was quicker
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)

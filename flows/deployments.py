@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "cdcd,flows")
@@ -18,6 +19,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.states import Cancelled
 
 from cdcd.config import ConfigError, Dataset, Params, load_params
+from flows.artifacts import show_results, show_stages
 from flows.notify import message, notify
 from flows.pipeline import (
     BusyError,
@@ -25,9 +27,9 @@ from flows.pipeline import (
     Patience,
     StageFailedError,
     patiently,
+    push,
     run_as_tasks,
     run_pipeline,
-    table,
 )
 from flows.refresh import refresh, watched_folders
 from flows.rescore import rescore
@@ -84,23 +86,20 @@ def nightly(datasets: list[Dataset] | None = None, changes: dict[str, Any] | Non
             lambda: run_pipeline(chosen, changes, lambda stages: run_as_tasks(stages, patience)),
             patience.busy_seconds,
         )
+        if params.schedules.push:
+            patiently(lambda: push(get_run_logger().info), patience.busy_seconds)
     except BusyError as error:
         return _later(error)
     except Exception as error:
         _failed("nightly", error)
         raise
-    _show(done, chosen)
+    show_stages(done, get_run_logger().info)
+    show_results(chosen)
     return None
 
 
-def _show(done: list[Done], datasets: Iterable[str]) -> None:
-    text = table(done) if done else "Nothing to do: every stage is up to date."
-    create_markdown_artifact(text, key="cdcd-stages", description="What happened to each stage")
-    get_run_logger().info(text)
-
-
 @flow(name="evaluate", persist_result=False, on_crashed=[_crashed])
-def evaluate(datasets: list[Dataset] | None = None, seeds: list[int] | None = None) -> None:
+def evaluate(datasets: list[Dataset] | None = None, seeds: list[int] | None = None) -> Any:
     """Score the champion of each dataset again.
 
     Args:
@@ -114,17 +113,21 @@ def evaluate(datasets: list[Dataset] | None = None, seeds: list[int] | None = No
         for dataset in _chosen(params, datasets):
             own = params.of(dataset)
             drawn = seeds or [secrets.randbelow(2**31) for _ in own.generate.seeds]
-            found = rescore(own, dataset, drawn)
+            again = partial(rescore, own, dataset, drawn)
+            found = patiently(again, _patience(params).busy_seconds)
             then, score = found["promoted_with"], found["score"]
             lines.append(
                 f"| {found['model']} | {found['version']} | {score['name']} | "
                 f"{'–' if then is None else f'{then:.3f}'} | {score['mean']:.3f} "
                 f"[{score['low']:.3f}, {score['high']:.3f}] |"
             )
+    except BusyError as error:
+        return _later(error)
     except Exception as error:
         _failed("evaluate", error)
         raise
     create_markdown_artifact("\n".join(lines), key="cdcd-champions", description="Scored again")
+    return None
 
 
 @flow(name="refresh-data", persist_result=False, on_crashed=[_crashed])
@@ -143,14 +146,12 @@ def refresh_data(datasets: list[Dataset] | None = None) -> Any:
             chosen = [name for name in chosen if watched_folders(params, name)]
         say = get_run_logger().info
         for dataset in chosen:
-            done += patiently(
-                lambda dataset=dataset: refresh(params, dataset, say),  # type: ignore[misc]
-                _patience(params).busy_seconds,
-            )
+            again = partial(refresh, params, dataset, say)
+            done += patiently(again, _patience(params).busy_seconds)
     except BusyError as error:
         return _later(error)
     except Exception as error:
         _failed("refresh-data", error)
         raise
-    _show(done, chosen)
+    show_stages(done, get_run_logger().info)
     return None

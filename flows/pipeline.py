@@ -25,7 +25,7 @@ import yaml
 
 from cdcd.config import lay_over, load_params, parse_params
 from cdcd.data.files import atomic_path
-from flows.stage import DATA, STAGES, guarded, prefect_url, prepare_environment, write
+from flows.stage import DATA, PIPELINE_RUN, STAGES, guarded, prefect_url, write
 
 Result = TypeVar("Result")
 Outcome = Literal["ran", "unchanged", "restored"]
@@ -68,18 +68,29 @@ class Done:
 
 
 @contextlib.contextmanager
-def only_one() -> Iterator[None]:
-    """Hold the pipeline's lock; it is freed by the system even if this process is killed.
+def held(lock: Path, what: str) -> Iterator[None]:
+    """Hold a lock; it is freed by the system even if this process is killed.
 
     Raises:
         BusyError: another process holds it.
     """
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with LOCK.open("w") as file:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BusyError(f"one pipeline at a time: {LOCK} is held; try again later") from None
+            raise BusyError(f"one {what} at a time: {lock} is held; try again later") from None
+        yield
+
+
+@contextlib.contextmanager
+def only_one() -> Iterator[None]:
+    """Hold the pipeline's lock, with the params.yaml that belongs here.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    with held(LOCK, "pipeline"):
         restore_params()
         yield
 
@@ -231,13 +242,37 @@ def run_one(stage: str, say: Callable[[str], None] = write, *, force: bool = Fal
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line.rstrip("\n"))
-            say(lines[-1])
+            if lines[-1].strip():
+                say(lines[-1])
         _raise_on_failure(stage, process.wait(), lines)
     except BaseException:
         if process.poll() is None:
             _interrupt_tree(process)
         raise
     return Done(stage, classify(lines), time.monotonic() - started)
+
+
+def push(say: Callable[[str], None] = write) -> bool:
+    """Send what dvc.lock names to the default remote; whether there is one.
+
+    Raises:
+        BusyError: another DVC command is at work.
+        StageFailedError: the remote did not take it.
+    """
+    named = subprocess.run(
+        [*DVC, "config", "core.remote"], capture_output=True, text=True, check=False
+    )
+    if not named.stdout.strip():
+        return False
+    with only_one():
+        done = subprocess.run(
+            [*DVC, "push", "--quiet"], capture_output=True, text=True, check=False
+        )
+    _raise_on_failure(
+        "push", done.returncode, [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    )
+    say(f"pushed to the remote {named.stdout.strip()}")
+    return True
 
 
 def table(done: list[Done]) -> str:
@@ -277,6 +312,8 @@ def run_as_tasks(stages: list[str], patience: Patience = Patience()) -> list[Don
     """
     from prefect import get_run_logger, task
     from prefect.cache_policies import NO_CACHE
+    from prefect.runtime import flow_run
+    from prefect.states import Completed
 
     @task(
         cache_policy=NO_CACHE,
@@ -286,11 +323,17 @@ def run_as_tasks(stages: list[str], patience: Patience = Patience()) -> list[Don
         retry_delay_seconds=patience.retry_delay_seconds,
         retry_condition_fn=_failed_in_a_stage,
     )
-    def one(stage: str) -> Done:
+    def one(stage: str) -> Any:
         say = get_run_logger().info
-        return patiently(lambda: run_one(stage, say), patience.busy_seconds)
+        os.environ[PIPELINE_RUN] = flow_run.name or ""
+        done.append(patiently(lambda: run_one(stage, say), patience.busy_seconds))
+        # The state's name is what the UI shows of a task at first sight.
+        return Completed(name=done[-1].outcome.capitalize())
 
-    return [one(stage) for stage in stages]
+    done: list[Done] = []
+    for stage in stages:
+        one(stage)
+    return done
 
 
 def _failed_in_a_stage(task: Any, run: Any, state: Any) -> bool:
@@ -350,7 +393,6 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=__doc__)
     parser.add_argument("--datasets", nargs="*", help="default: those of params.yaml")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
-    prepare_environment()
 
     def call() -> int:
         DATA.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from cdcd.config import Params
 from flows import evaluate
+from flows.pipeline import only_one
 from flows.stage import folder
 
 
@@ -27,6 +28,7 @@ def rescore(params: Params, dataset: str, seeds: Sequence[int]) -> Mapping[str, 
         model, version, score (name, mean, low, high) and the mean it was promoted with.
 
     Raises:
+        BusyError: a pipeline is at work on the data that this would read.
         ValueError: there is no champion, or held-out data is missing.
         TrackingError: the registry cannot be opened.
     """
@@ -53,9 +55,11 @@ def rescore(params: Params, dataset: str, seeds: Sequence[int]) -> Mapping[str, 
         "shards_dir": folder("shards", dataset),
     }
     tags = {"version": champion.version, "seeds": ",".join(map(str, seeds))}
+    held_out = [str(shared[name]) for name in ("shards_dir", "tokens_dir", "features_dir")]
     with (
+        only_one(),
         tempfile.TemporaryDirectory() as temporary,
-        tracking.open_run("rescore", dataset, tags=tags) as tracker,
+        tracking.open_run("rescore", dataset, tags=tags, paths=held_out) as tracker,
     ):
         out = Path(temporary)
         generate_split(params, out_dir=out / "generated", tracker=tracker, **shared)

@@ -1,7 +1,8 @@
 """Serves the deployments: `python -m flows.serve`, until SIGTERM.
 
 Runs go one at a time: what a schedule asks for while another run is at work waits for its turn. On
-SIGTERM the schedules pause and the run at work ends by itself.
+SIGTERM the schedules pause and the run at work ends by itself. A run that died with its machine is
+marked as crashed and begun again at the next start, where its stages go on from their checkpoints.
 """
 
 from __future__ import annotations
@@ -9,12 +10,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cdcd.config import ConfigError, Params, load_params
-from cdcd.settings import load_env
-from flows.stage import guarded, prefect_url, prepare_environment, write
+from flows.notify import message, notify
+from flows.pipeline import LOCK, BusyError, held, only_one
+from flows.stage import guarded, prefect_url, write
+
+NAME = "cdcd"
+"""Of the deployments: `nightly/cdcd` and so on."""
+AGAIN = "again-"
+"""Tag of a run that was begun again, with how often."""
+SERVING = LOCK.with_name("cdcd-serve.lock")
+UNFINISHED = ("RUNNING", "PENDING", "CANCELLING")
 
 
 def schedule_of(name: str, cron: str | None, timezone: str) -> Any:
@@ -64,13 +73,62 @@ def deployments(params: Params) -> list[Any]:
         schedule = schedule_of(name.replace("-", "_"), cron, s.timezone)
         made.append(
             flow.to_deployment(
-                name="cdcd",
+                name=NAME,
                 schedule=schedule,
                 concurrency_limit=1,
                 description=(flow.__doc__ or "").strip().splitlines()[0],
             )
         )
     return made
+
+
+def begin_again(retries: int) -> list[str]:
+    """Mark the runs that died with their process as crashed, and begin them again.
+
+    Nothing is done while a run is at work here: it may be one that outlived `flows.serve`.
+
+    Args:
+        retries: how often a run is begun again at most.
+
+    Returns:
+        A line for each run.
+    """
+    try:
+        with only_one():
+            return [_begin_again(client, run, retries) for client, run in _dead_runs()]
+    except BusyError:
+        return []
+
+
+def _dead_runs() -> Iterator[tuple[Any, Any]]:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+
+    with get_client(sync_client=True) as client:
+        yield from (
+            (client, run)
+            for run in client.read_flow_runs(
+                deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [NAME]}}),
+                flow_run_filter=FlowRunFilter.model_validate(
+                    {"state": {"type": {"any_": UNFINISHED}}}
+                ),
+            )
+        )
+
+
+def _begin_again(client: Any, run: Any, retries: int) -> str:
+    from prefect.states import Crashed
+
+    reason = "its process ended without a word"
+    client.set_flow_run_state(run.id, Crashed(message=reason))
+    notify(message(run.name, None, reason, []))
+    times = max((int(t.removeprefix(AGAIN)) for t in run.tags if t.startswith(AGAIN)), default=0)
+    if times >= retries:
+        return f"{run.name}: {reason}; begun {times + 1} times, not again"
+    again = client.create_flow_run_from_deployment(
+        run.deployment_id, parameters=run.parameters, tags=[f"{AGAIN}{times + 1}"]
+    )
+    return f"{run.name}: {reason}; begun again as {again.name}"
 
 
 def _serve(made: list[Any]) -> None:
@@ -102,10 +160,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
     """`python -m flows.serve`: 0 after SIGTERM, 1 with one line where it cannot start."""
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__)
     parser.parse_args(None if arguments is None else list(arguments))
-    prepare_environment()
 
     def call() -> None:
-        load_env()
         if not os.environ.get("PREFECT_API_URL"):
             raise ConfigError(
                 "PREFECT_API_URL must name a Prefect server: it is not set; start one with "
@@ -117,9 +173,16 @@ def main(arguments: Iterable[str] | None = None) -> int:
                 f"PREFECT_API_URL must name a server that answers: got "
                 f"{os.environ['PREFECT_API_URL']}; start it with `prefect server start`"
             )
-        made = deployments(load_params())
-        write("Serving nightly/cdcd, evaluate/cdcd and refresh-data/cdcd; SIGTERM stops.")
-        _serve(made)
+        params = load_params()
+        made = deployments(params)
+        try:
+            with held(SERVING, "flows.serve"):
+                for line in begin_again(params.schedules.retries):
+                    write(line)
+                write("Serving nightly/cdcd, evaluate/cdcd, refresh-data/cdcd; SIGTERM stops.")
+                _serve(made)
+        except BusyError as error:
+            raise ConfigError(f"{error}; it serves this folder already") from None
 
     return guarded(call, "serve")
 

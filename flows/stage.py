@@ -22,10 +22,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cdcd.config import Params, load_params
+from cdcd.config import Params, Shard, load_params
 from cdcd.data.files import is_disk_full, write_json
+from cdcd.settings import load_env, prefect_login, shown
 from cdcd.tracking import TELEMETRY_OFF, Tracker
-from flows.mapping import check_cluster
+from flows.mapping import check_cluster, cluster_of
 
 DATA = Path("data")
 STAGES = (
@@ -39,6 +40,8 @@ STAGES = (
     "evaluate",
     "register",
 )
+PIPELINE_RUN = "CDCD_PIPELINE_RUN"
+"""Names the pipeline's flow run to the stages that it starts in processes of their own."""
 SERVER_START_SECONDS = 120  # a busy machine takes much longer than the usual ten
 StageFunction = Callable[[Params, str], Mapping[str, Any]]
 logger = logging.getLogger(__name__)
@@ -112,9 +115,14 @@ class PeakMemory:
         self._thread.join(timeout=5)
 
 
-def remember_run(out_dir: Path, tracker: Tracker) -> None:
-    """Leave run.json beside a stage's outputs, so that DVC restores both together."""
-    write_json(out_dir / "run.json", {"run_id": tracker.run_id})
+def run_id_path(stage: str, dataset: str) -> Path:
+    """Where the id of a stage's run lies: an output of its own, for no two runs have the same."""
+    return DATA / "run_ids" / stage / f"{dataset}.json"
+
+
+def remember_run(path: Path, tracker: Tracker) -> None:
+    """Leave the run's id as one of a stage's outputs, so that DVC restores all together."""
+    write_json(path, {"run_id": tracker.run_id})
 
 
 def prefect_url() -> str | None:
@@ -126,10 +134,15 @@ def prefect_url() -> str | None:
     if not url:
         return None
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=3):
-            return url
+        for path in ("health", "admin/version"):  # only the second one wants the login, if any
+            asked = urllib.request.Request(f"{url.rstrip('/')}/{path}", headers=prefect_login())
+            with urllib.request.urlopen(asked, timeout=3):
+                pass
+        return url
     except (OSError, ValueError, urllib.error.URLError) as error:
-        logger.warning("PREFECT_API_URL %s does not answer (%s); running without it", url, error)
+        logger.warning(
+            "PREFECT_API_URL %s does not answer (%s); running without it", shown(url), error
+        )
         return None
 
 
@@ -141,7 +154,8 @@ def _as_flow(name: str, call: Callable[[], Mapping[str, Any]], run_name: str) ->
         results.append(call())
 
     results: list[Mapping[str, Any]] = []
-    with tags("dvc-stage", name):
+    pipeline = os.environ.get(PIPELINE_RUN)
+    with tags("dvc-stage", name, *([pipeline] if pipeline else [])):
         flow(name=f"cdcd-{name}", flow_run_name=run_name, persist_result=False)(body)()
     return results[0]
 
@@ -169,22 +183,33 @@ def _server_of_our_own() -> Iterator[None]:
         server.stop()
 
 
+def params_of(dataset: str) -> Params:
+    """The parameters of a dataset, as its stages see them.
+
+    Raises:
+        ConfigError: params.yaml breaks a rule.
+        ValueError: it does not list the dataset.
+    """
+    params = load_params()
+    if dataset not in params.datasets:
+        raise ValueError(
+            f"--dataset must be one of datasets in params.yaml: got {dataset}; "
+            f"use {' or '.join(params.datasets)}"
+        )
+    return params.of(dataset)
+
+
 def run_stage(name: str, function: StageFunction, dataset: str) -> Mapping[str, Any]:
     """Load the parameters, run the stage's function and note what it took in data/runs.
 
     Raises:
         ConfigError: params.yaml breaks a rule.
     """
-    params = load_params()
+    params = params_of(dataset)
     # Sections without the setting never leave this machine.
-    cluster = getattr(getattr(params, name, None), "cluster", None)
+    section = getattr(params, name, None)
+    cluster = cluster_of(section.cluster) if isinstance(section, Shard) else None
     check_cluster(cluster)
-    if dataset not in params.datasets:
-        raise ValueError(
-            f"--dataset must be one of datasets in params.yaml: got {dataset}; "
-            f"use {' or '.join(params.datasets)}"
-        )
-    params = params.of(dataset)
     started = time.monotonic()
     label = f"{name}@{dataset}"
     with PeakMemory() as memory:
@@ -208,8 +233,19 @@ def run_stage(name: str, function: StageFunction, dataset: str) -> Mapping[str, 
     return summary
 
 
-def guarded(call: Callable[[], int | None], label: str) -> int:
-    """Run `call`; errors of use and of the system become one line on stderr.
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def guarded(
+    call: Callable[[], int | None], label: str, tell: Callable[[str], None] = _to_stderr
+) -> int:
+    """Run `call` in a prepared environment; errors of use and the system become one line.
+
+    Args:
+        call: what to run.
+        label: what the line begins with.
+        tell: receives the line.
 
     Returns:
         Its exit code, 1 after such an error, 130 after an interruption (Ctrl-C or SIGTERM). With
@@ -225,33 +261,44 @@ def guarded(call: Callable[[], int | None], label: str) -> int:
         # runner ends its stages by it.
         signal.signal(signal.SIGINT, interrupt)
     try:
+        prepare_environment()
         return call() or 0
     except KeyboardInterrupt:
-        sys.stderr.write(f"{label}: interrupted; earlier outputs are intact\n")
+        tell(f"{label}: interrupted; earlier outputs are intact")
         return 130
     except (ValueError, OSError) as error:
         if os.environ.get("CDCD_DEBUG") == "1":
             traceback.print_exc()
-        sys.stderr.write(f"{label}: {one_line(error)}\n")
+        tell(f"{label}: {one_line(error)}")
         return 1
 
 
 def prepare_environment() -> None:
-    """Telemetry off, warnings of libraries quiet, messages of ours shown."""
+    """Settings of `.env`, telemetry off, warnings of libraries quiet, messages of ours shown.
+
+    Raises:
+        SettingsError: `.env` cannot be used.
+    """
     os.environ.update(TELEMETRY_OFF)
+    load_env()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("cdcd", "flows"):
         logging.getLogger(name).setLevel(logging.INFO)
 
 
-def stage_main(name: str, function: StageFunction, arguments: Iterable[str] | None = None) -> int:
-    """The command line of a stage: `python -m flows.<name> --dataset aist`."""
+def parse_dataset(name: str, function: StageFunction, arguments: Iterable[str] | None) -> str:
+    """The dataset that a stage's command line names."""
     parser = argparse.ArgumentParser(prog=f"python -m flows.{name}", description=function.__doc__)
     parser.add_argument("--dataset", required=True, help="one of `datasets` in params.yaml")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
-    prepare_environment()
+    return str(chosen.dataset)
+
+
+def stage_main(name: str, function: StageFunction, arguments: Iterable[str] | None = None) -> int:
+    """The command line of a stage: `python -m flows.<name> --dataset aist`."""
+    dataset = parse_dataset(name, function, arguments)
 
     def call() -> None:
-        run_stage(name, function, chosen.dataset)
+        run_stage(name, function, dataset)
 
-    return guarded(call, f"{name}@{chosen.dataset}")
+    return guarded(call, f"{name}@{dataset}")

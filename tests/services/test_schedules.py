@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import json
 import os
 import signal
@@ -13,9 +13,11 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -25,22 +27,6 @@ pytestmark = pytest.mark.services
 ROOT = Path(__file__).resolve().parents[2]
 SLOW_STAGE = "train"
 """Waits while a file `slow` is there."""
-
-
-def _dvc_yaml() -> str:
-    stages: dict[str, Any] = {}
-    before = "source.txt"
-    for stage in STAGES:
-        wait = "while test -f slow; do sleep 0.1; done; " if stage == SLOW_STAGE else ""
-        stages[stage] = {
-            "matrix": {"dataset": ["aist"]},
-            "cmd": f"date +%s.%N >> {stage}.times; {wait}test ! -f broken && cp {before} "
-            f"{stage}.txt; code=$?; date +%s.%N >> {stage}.times; exit $code",
-            "deps": [before],
-            "outs": [f"{stage}.txt"],
-        }
-        before = f"{stage}.txt"
-    return yaml.safe_dump({"stages": stages}, sort_keys=False)
 
 
 def _free_port() -> int:
@@ -59,14 +45,12 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     raise AssertionError(f"{what} did not happen within {seconds} s")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Server:
-    """A Prefect server and a workspace of nine stages that copy a file."""
+    """A Prefect server on loopback."""
 
-    folder: Path
     url: str
     env: dict[str, str]
-    children: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def ask(self, path: str, content: dict[str, Any] | None = None) -> Any:
         request = urllib.request.Request(
@@ -77,44 +61,116 @@ class Server:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 
+    def delete(self, path: str) -> None:
+        request = urllib.request.Request(f"{self.url}/{path}", method="DELETE")
+        urllib.request.urlopen(request, timeout=10).close()
+
     def is_up(self) -> bool:
         try:
             return bool(self.ask("health"))
         except OSError:
             return False
 
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home, port = tmp_path_factory.mktemp("prefect"), _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    env = os.environ | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": url,
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "true",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+    with (home / "log").open("w") as log:
+        child = subprocess.Popen(
+            [*command, "--port", str(port)], cwd=home, env=env, stdout=log, stderr=log
+        )
+    made = Server(url, env)
+    try:
+        wait_for(made.is_up, 120, "the server's start")
+        yield made
+    finally:
+        child.terminate()
+        try:
+            child.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+
+def _dvc_yaml() -> str:
+    stages: dict[str, Any] = {}
+    before = "source.txt"
+    for stage in STAGES:
+        wait = "while test -f slow; do sleep 0.1; done; " if stage == SLOW_STAGE else ""
+        stages[stage] = {
+            "matrix": {"dataset": ["aist"]},
+            "cmd": f"date +%s.%N >> {stage}.times; {wait}test ! -f broken && cp {before} "
+            f"{stage}.txt; code=$?; date +%s.%N >> {stage}.times; exit $code",
+            "deps": [before],
+            "outs": [f"{stage}.txt"],
+        }
+        before = f"{stage}.txt"
+    return yaml.safe_dump({"stages": stages}, sort_keys=False)
+
+
+@dataclass
+class Workspace:
+    """A folder of nine stages that copy a file, served by the module's Prefect server."""
+
+    folder: Path
+    server: Server
+    env: dict[str, str]
+    children: list[subprocess.Popen[str]] = field(default_factory=list)
+
     def runs(self, flow: str = "nightly") -> list[dict[str, Any]]:
         """Runs of a deployment that have started, oldest first."""
-        found: list[dict[str, Any]] = self.ask(
-            "flow_runs/filter", {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_ASC"}
-        )
+        wanted = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_ASC"}
+        found: list[dict[str, Any]] = self.server.ask("flow_runs/filter", wanted)
         return [run for run in found if run["start_time"]]
 
     def done(self, flow: str = "nightly") -> list[dict[str, Any]]:
         return [run for run in self.runs(flow) if run["state_type"] == "COMPLETED"]
 
+    def deployments(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.server.ask("deployments/filter", {})
+        return found
+
     def serve(self, **changes: Any) -> subprocess.Popen[str]:
         """Start `python -m flows.serve` with changes to the section `schedules`."""
         tree = yaml.safe_load((ROOT / "params.yaml").read_text())
         tree["datasets"] = ["aist"]
+        tree["ingest"]["aist"]["videos_dir"] = "incoming"
         tree["schedules"] |= {"nightly": None, "evaluate": None, "refresh_data": None} | changes
         (self.folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-        return self.start(sys.executable, "-m", "flows.serve")
+        child = self.start(sys.executable, "-m", "flows.serve")
+        wait_for(lambda: "Serving" in self.logs() or child.poll() is not None, 90, "its start")
+        return child
 
     def start(self, *command: str) -> subprocess.Popen[str]:
-        log = (self.folder / f"log-{len(self.children)}").open("w")
-        child = subprocess.Popen(
-            command, cwd=self.folder, env=self.env, stdout=log, stderr=subprocess.STDOUT, text=True
-        )
+        with (self.folder / f"log-{len(self.children)}").open("w") as log:
+            child = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,  # so that a test can kill all of it at once
+            )
         self.children.append(child)
         return child
 
     def logs(self) -> str:
-        return "\n".join(path.read_text() for path in sorted(self.folder.glob("log-*")))
+        """What the child that was started last has written."""
+        return (self.folder / f"log-{len(self.children) - 1}").read_text()
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "prefect", *arguments],
+            [sys.executable, "-m", *arguments],
             cwd=self.folder,
             env=self.env,
             capture_output=True,
@@ -123,112 +179,161 @@ class Server:
             timeout=120,
         )
 
-    def stop(self, child: subprocess.Popen[str], seconds: float = 60) -> int:
-        child.send_signal(signal.SIGTERM)
-        return child.wait(timeout=seconds)
+    def ask_for(self, deployment: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`prefect deployment run`."""
+        return self.run("prefect", "deployment", "run", deployment, *arguments)
+
+    def wait_for_stage(self, stage: str, times: int = 1) -> None:
+        """Wait until a stage has begun so many times, with none of them ended but the last."""
+        path = self.folder / f"{stage}.times"
+        lines = 2 * times - 1
+        wait_for(lambda: path.exists() and path.read_text().count("\n") >= lines, 120, stage)
+
+    def spans(self) -> list[tuple[float, float]]:
+        """Begin and end of every execution of a stage that ended."""
+        spans = []
+        for path in self.folder.glob("*.times"):
+            times = [float(line) for line in path.read_text().split()]
+            spans += list(zip(times[::2], times[1::2], strict=False))
+        return sorted(spans)
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def workspace(server: Server, tmp_path: Path) -> Iterator[Workspace]:
     folder = tmp_path / "workspace"
-    folder.mkdir()
+    (folder / ".dvc").mkdir(parents=True)
     for name in ("flows", "cdcd", "kernels"):
         (folder / name).symlink_to(ROOT / name)
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-    (folder / ".dvc").mkdir()
     config = "[core]\n    analytics = false\n    check_update = false\n"
     (folder / ".dvc" / "config").write_text(config)
     (folder / "dvc.yaml").write_text(_dvc_yaml())
     (folder / "source.txt").write_text("one")
-    port = _free_port()
-    env = os.environ | {
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
-        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "true",
-        "CDCD_TRACKING": "off",
-        "PYTHONPATH": str(folder),
-        "NO_COLOR": "1",
-    }
+    (folder / "incoming").mkdir()
+    env = server.env | {"CDCD_TRACKING": "off", "PYTHONPATH": str(folder), "NO_COLOR": "1"}
     env.pop("CDCD_WEBHOOK_URL", None)
-    made = Server(folder, f"http://127.0.0.1:{port}/api", env)
-    made.start(sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1",
-               "--port", str(port))  # fmt: skip
+    made = Workspace(folder, server, env)
     try:
-        wait_for(made.is_up, 120, "the server's start")
         yield made
     finally:
-        for child in reversed(made.children):
-            if child.poll() is None:
-                child.terminate()
         for child in made.children:
-            try:
-                child.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                child.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait(timeout=20)
+        for kind in ("deployments", "flows"):  # of a flow its runs go too
+            for found in server.ask(f"{kind}/filter", {}):
+                server.delete(f"{kind}/{found['id']}")
 
 
-def _spans(folder: Path) -> list[tuple[float, float]]:
-    """Begin and end of every execution of a stage."""
-    spans = []
-    for path in folder.glob("*.times"):
-        times = [float(line) for line in path.read_text().split()]
-        spans += list(zip(times[::2], times[1::2], strict=False))
-    return sorted(spans)
+def _alive(folder: Path) -> list[str]:
+    """Commands of the processes that work in a folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+    return found
 
 
-def test_schedules_and_runs_by_hand_take_turns(server: Server) -> None:
-    folder = server.folder
-    serving = server.serve(nightly="* * * * *")
-    first = wait_for(server.done, 150, "a scheduled run")[0]
+def test_schedules_and_runs_by_hand_take_turns(workspace: Workspace) -> None:
+    folder = workspace.folder
+    serving = workspace.serve(nightly="* * * * *", refresh_data="* * * * *")
+    first = wait_for(workspace.done, 150, "a scheduled run")[0]
     assert first["auto_scheduled"]
     assert (folder / "register.txt").read_text() == "one"
-    assert len(_spans(folder)) == len(STAGES)
 
-    # One by hand with a stage that takes its time, while the schedule goes on asking.
+    # One by hand with a stage that takes its time, while both schedules go on asking.
     (folder / "source.txt").write_text("two")
     (folder / "slow").touch()
-    said = server.run("deployment", "run", "nightly/cdcd")
+    said = workspace.ask_for("nightly/cdcd")
     assert said.returncode == 0, said.stderr
-    wait_for(lambda: (folder / f"{SLOW_STAGE}.times").read_text().count("\n") == 3, 120, "train")
+    workspace.wait_for_stage(SLOW_STAGE, 2)
+    second = workspace.run("flows.serve")
+    assert second.returncode == 1
+    assert "one flows.serve at a time" in second.stderr
     # SIGTERM meanwhile: the stage at work ends, and with it the run.
     serving.send_signal(signal.SIGTERM)
     time.sleep(3)
     assert serving.poll() is None, "it waits for the run"
     (folder / "slow").unlink()
-    assert serving.wait(timeout=120) == 0, server.logs()
+    assert serving.wait(timeout=120) == 0, workspace.logs()
     assert (folder / "register.txt").read_text() == "two"
-    spans = _spans(folder)
-    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
-    states = {run["state_type"] for run in server.runs()}
-    assert states == {"COMPLETED"}, states
-    deployments = server.ask("deployments/filter", {})
-    assert {d["name"] for d in deployments} == {"cdcd"}
-    assert all(d["paused"] for d in deployments), "nothing piles up while nobody serves"
+    assert not _alive(folder)
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(workspace.spans()))
+    for flow in ("nightly", "refresh-data"):
+        states = {run["state_type"] for run in workspace.runs(flow)}
+        assert states <= {"COMPLETED"}, (flow, states)
+    assert all(d["paused"] for d in workspace.deployments()), "nothing piles up meanwhile"
 
-    server.serve(nightly="* * * * *")
-    wait_for(
-        lambda: not any(d["paused"] for d in server.ask("deployments/filter", {})),
-        60,
-        "the schedules' coming back",
+    workspace.serve(nightly="* * * * *")
+    wait_for(lambda: not any(d["paused"] for d in workspace.deployments()), 60, "schedules")
+
+
+def test_a_killed_runner_begins_again_and_a_cancelled_one_does_not(workspace: Workspace) -> None:
+    folder = workspace.folder
+    (folder / "slow").touch()
+    serving = workspace.serve()
+    assert workspace.ask_for("nightly/cdcd").returncode == 0
+    workspace.wait_for_stage(SLOW_STAGE)
+    os.killpg(serving.pid, signal.SIGKILL)  # as when the machine goes
+    serving.wait(timeout=20)
+    wait_for(lambda: not _alive(folder), 20, "the end of all of it")
+    (folder / f"{SLOW_STAGE}.times").unlink()
+
+    workspace.serve()
+    assert "begun again as" in workspace.logs()
+    workspace.wait_for_stage(SLOW_STAGE)
+    assert [run["state_type"] for run in workspace.runs()] == ["CRASHED", "RUNNING"]
+    assert (
+        workspace.run("prefect", "flow-run", "cancel", workspace.runs()[-1]["id"]).returncode == 0
     )
+    wait_for(lambda: workspace.runs()[-1]["state_type"] == "CANCELLED", 60, "the cancellation")
+    wait_for(lambda: not any("repro" in command for command in _alive(folder)), 30, "its end")
+    assert not (folder / f"{SLOW_STAGE}.txt").exists()
 
-
-def test_a_failed_stage_is_tried_again_and_told(server: Server) -> None:
-    folder = server.folder
-    (folder / "broken").touch()
-    serving = server.serve(retries=2, retry_delay_seconds=1)
-    wait_for(lambda: len(server.ask("deployments/filter", {})) == 3, 60, "the deployments")
-    for wrong in (("--param", "data=1"), ("--param", "datasets=3")):
-        said = server.run("deployment", "run", "nightly/cdcd", *wrong)
-        assert said.returncode != 0
-    said = server.run("deployment", "run", "nightly/cdcd")
-    assert said.returncode == 0, said.stderr
-    wait_for(lambda: (folder / "ingest.times").exists(), 60, "the first try")
-    wait_for(lambda: (folder / "ingest.times").read_text().count("\n") >= 4, 60, "a second try")
-    (folder / "broken").unlink()
-    wait_for(server.done, 120, "the run")
+    (folder / "slow").unlink()
+    assert workspace.ask_for("nightly/cdcd").returncode == 0
+    wait_for(workspace.done, 120, "the run")
     assert (folder / "register.txt").read_text() == "one"
-    assert server.stop(serving) == 0
+    clean = workspace.run("dvc", "status", "--json")
+    assert json.loads(clean.stdout) == {}, clean.stdout
+
+
+def test_a_failed_stage_is_tried_again(workspace: Workspace) -> None:
+    folder = workspace.folder
+    (folder / "broken").touch()
+    workspace.serve(retries=2, retry_delay_seconds=1)
+    before = (folder / "params.yaml").read_bytes()
+    for wrong in (("--param", "data=1"), ("--param", "datasets=3")):
+        assert workspace.ask_for("nightly/cdcd", *wrong).returncode != 0
+    unknown = ("--param", 'changes={"train.no_such": 1}')
+    assert workspace.ask_for("nightly/cdcd", *unknown).returncode == 0
+    failed = wait_for(
+        lambda: [r for r in workspace.runs() if r["state_type"] == "FAILED"], 60, "it"
+    )
+    assert "train.no_such" in failed[0]["state"]["message"]
+    assert (folder / "params.yaml").read_bytes() == before
+
+    assert workspace.ask_for("nightly/cdcd").returncode == 0
+    workspace.wait_for_stage("ingest", 2)
+    (folder / "broken").unlink()
+    wait_for(workspace.done, 120, "the run")
+    assert (folder / "register.txt").read_text() == "one"
+
+
+def test_the_work_pools_deployments_are_those_that_are_served(workspace: Workspace) -> None:
+    (workspace.folder / "prefect.yaml").symlink_to(ROOT / "prefect.yaml")
+    assert (
+        workspace.run("prefect", "work-pool", "create", "cdcd", "--type", "process").returncode == 0
+    )
+    said = workspace.run("prefect", "--no-prompt", "deploy", "--all")
+    assert said.returncode == 0, said.stdout + said.stderr
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())["schedules"]
+    flows = {flow["id"]: flow["name"] for flow in workspace.server.ask("flows/filter", {})}
+    found = {flows[d["flow_id"]]: d for d in workspace.deployments()}
+    assert set(found) == {"nightly", "evaluate", "refresh-data"}
+    for name, deployment in found.items():
+        cron = params[name.replace("-", "_")]
+        crons = [entry["schedule"]["cron"] for entry in deployment["schedules"]]
+        assert crons == ([] if cron is None else [cron]), name
+        assert deployment["global_concurrency_limit"]["limit"] == 1

@@ -11,10 +11,13 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from cdcd import reachable, workspace
 from cdcd.config import ConfigError, Params, load_params
+from cdcd.settings import FILE, INTERNAL, SETTINGS, SettingsError, load_env
 
 DISTRIBUTION = "cdcd"
 GIGABYTE = 10**9
@@ -129,17 +132,47 @@ def _params() -> tuple[Params | None, str]:
     return params, f"params: params.yaml is valid; datasets {', '.join(params.datasets)}"
 
 
-def _store() -> str:
-    from cdcd.tracking import tracking_uri
+def _settings() -> str:
+    try:
+        from_file = load_env()
+    except SettingsError as error:
+        return f"settings: {error}"
+    have = [name for name in SETTINGS if os.environ.get(name)]
+    told = [f"{name} ({FILE})" if name in from_file else name for name in have]
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.startswith("CDCD_") and name not in SETTINGS and name not in INTERNAL
+    )
+    parts = [f"set: {', '.join(told)}" if told else f"none set; {FILE}.example lists them"]
+    parts += [f"{name} IS UNKNOWN" for name in unknown]
+    return f"settings: {'; '.join(parts)}"
 
-    uri = tracking_uri()
-    if not uri.startswith("sqlite:///"):
-        return f"mlflow: {uri} (MLFLOW_TRACKING_URI)"
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not path.is_file():
-        return f"mlflow: {uri}, created by the first run"
-    ok = os.access(path, os.W_OK)
-    return f"mlflow: {uri}, {path.stat().st_size / 1e6:.1f} MB" + ("" if ok else ", READ-ONLY")
+
+def _reachable(params: Params | None) -> Iterator[str]:
+    """The servers are asked at once, each with its own limit of seconds."""
+    names = params.register_.names if params else None
+    wanted = sorted({getattr(names, d) for d in params.datasets}) if params else []
+    checks: list[Callable[[], list[str]]] = [
+        lambda: list(reachable.tracking(wanted)),
+        lambda: [workspace.waiting_runs()],
+        lambda: [reachable.prefect()],
+        lambda: [reachable.webhook()],
+        lambda: list(reachable.others()),
+        lambda: list(workspace.remotes(Path.cwd())),
+        lambda: list(workspace.locks(Path.cwd())),
+        lambda: list(workspace.git_identity(Path.cwd())),
+    ]
+    with ThreadPoolExecutor(len(checks)) as pool:
+        for lines in pool.map(_safely, checks):
+            yield from (f"  {line}" for line in lines)
+
+
+def _safely(check: Callable[[], list[str]]) -> list[str]:
+    try:
+        return check()
+    except Exception as error:  # whatever is wrong here, the other lines are wanted as well
+        return [f"a check FAILED: {type(error).__name__}: {' '.join(str(error).split())[:200]}"]
 
 
 def _dvc() -> str:
@@ -223,7 +256,7 @@ def _weights(params: Params | None) -> Iterator[str]:
 
 def report() -> str:
     """The whole screen as text, at most about 110 columns wide."""
-    usage = shutil.disk_usage(Path.cwd())
+    settings = _settings()  # first: what they say decides about the rest
     params, params_line = _params()
     lines = [
         f"python: {platform.python_version()} (needs 3.11 or newer) at {sys.executable}",
@@ -232,9 +265,11 @@ def report() -> str:
         _kernels(),
         params_line,
         _dvc(),
-        _store(),
         *_trained(params),
-        f"disk: {usage.free / GIGABYTE:.0f} GB free (the default run writes about 1 GB)",
+        workspace.disks(Path.cwd()),
+        settings,
+        "reachable:",
+        *_reachable(params),
         "optional weights, by path in params.yaml:",
         *_weights(params),
     ]

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from cdcd import doctor
+from cdcd import cli, doctor, reachable
+from cdcd.settings import SETTINGS
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SETTINGS.keys() - {"MLFLOW_TRACKING_URI"}:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +42,8 @@ def test_the_screen_of_the_repository(root: Path, monkeypatch: pytest.MonkeyPatc
     assert len(text.splitlines()) <= 60
     assert max(map(len, text.splitlines())) <= 110
     words = (
-        "python torch triton device: threads precision kernels: params: dvc: mlflow: model: disk:"
+        "python torch triton device: threads precision kernels: params: dvc: mlflow: model: disk: "
+        "settings: reachable: spool: prefect: webhook: locks"
     )
     for word in words.split():
         assert word in text, word
@@ -72,3 +83,62 @@ def test_a_trained_model_is_found(
         (tmp_path / "data" / folder / "aist" / f"{name}.safetensors").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     assert "data/models/aist and data/codecs/aist" in doctor.report()
+
+
+def test_settings_are_named_and_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cdcd.settings.FILE", ".env")
+    monkeypatch.setattr(doctor, "FILE", ".env")
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ["CDCD_WEBHOK_URL"] = "hunter2"
+    os.environ["PREFECT_API_AUTH_STRING"] = "hunter2"
+    (tmp_path / ".env").write_text("CDCD_WEBHOOK_URL=http://127.0.0.1:1/hunter2\n")
+    text = doctor.report()
+    flat = " ".join(text.split())
+    assert "PREFECT_API_AUTH_STRING" in flat
+    assert "CDCD_WEBHOOK_URL (.env)" in flat
+    assert "CDCD_WEBHOK_URL IS UNKNOWN" in flat
+    assert "webhook: 127.0.0.1:1 CANNOT BE REACHED (Connection refused)" in flat
+    assert "hunter2" not in text
+
+
+def test_a_broken_env_file_is_a_line_of_the_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cdcd.settings.FILE", ".env")
+    (tmp_path / ".env").write_text("hunter2\n")
+    assert cli.main(["doctor"]) == 0
+    captured = capsys.readouterr()
+    assert "settings: " in captured.out
+    assert ".env:1: a line must be NAME=value" in " ".join(captured.out.split())
+    assert "hunter2" not in captured.out + captured.err
+
+
+def test_a_check_that_fails_costs_its_line_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:
+        raise RuntimeError("over\ntwo lines")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reachable, "prefect", fail)
+    text = doctor.report()
+    assert "  a check FAILED: RuntimeError: over two lines\n" in text
+    assert "  webhook: " in text
+
+
+def test_servers_are_asked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Barrier(3, timeout=60)
+
+    def wait(line: str) -> Any:
+        gate.wait()
+        return line
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reachable, "tracking", lambda wanted: [wait("mlflow: met")])
+    monkeypatch.setattr(reachable, "prefect", lambda: wait("prefect: met"))
+    monkeypatch.setattr(reachable, "webhook", lambda: wait("webhook: met"))
+    assert doctor.report().count(": met") == 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -16,7 +17,9 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, cast
+
+from cdcd.settings import load_env
 
 if TYPE_CHECKING:
     from cdcd.diffusion.sampler import SamplerConfig
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from cdcd.generation.prompts import Planned
 
 MAX_NOTES = 3
-"""Lines on single prompts; the rest is counted."""
+"""Lines on single prompts and videos; the rest is counted."""
 
 EPILOG = """examples:
   cdcd generate --video dance.mp4 --out with_music.mp4
@@ -33,15 +36,43 @@ EPILOG = """examples:
   cdcd generate --class 3 --num 16 --out grid.png
   cdcd generate --text "a blue bird" --out how_it_appears.gif
   cdcd generate --prompts prompts.txt --out pictures/
+  cdcd generate --videos dances/ --out with_music/
   cdcd ingest --check downloads/aist --dataset aist
   cdcd presets apply aist/demo paper
   cdcd rollback cdcd-dance2music
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        told = re.sub(r"^argument ([^ :]+): ", r"\1 ", " ".join(message.split()))
+        remedy = "" if "; use " in told else f"; see `{self.prog} --help`"
+        self.exit(2, f"{self.prog}: {told}{remedy}\n")
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        near = re.fullmatch(r"\s*(-?[0-9]+)[.,][0-9]*\s*", text[:40])
+        use = near[1] if near else "2"
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number: got {text[:40]}; use {use}"
+        ) from None
+
+
+def _real(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number: got {text[:40]}; use 0.9") from None
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line, without importing anything heavy."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="cdcd",
         description="Discrete contrastive diffusion: music for dance videos, pictures from text "
         "and of classes.",
@@ -55,6 +86,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     wanted = generate.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--video", type=Path, help="any dance video, to be given music")
+    wanted.add_argument(
+        "--videos",
+        type=Path,
+        metavar="DIR_OR_CSV",
+        help="a folder of videos, or .csv with a column video and any of out, seed, guidance and "
+        "truncation; started again, it continues",
+    )
     wanted.add_argument("--text", help="what the pictures shall show, on one line")
     wanted.add_argument(
         "--class", dest="label", metavar="CLASS", help="number or name of the pictures' class"
@@ -71,9 +109,12 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         help="of a video: .mp4 (the video with music) or .wav; of pictures: .png (several make a "
         "grid), .gif (how one comes out of the mask), or a folder for single pictures and "
-        "index.json; missing folders are made",
+        "index.json; of --videos and --prompts: such a folder; missing folders are made",
     )
-    generate.add_argument("--num", type=int, help="pictures of each prompt (default: 1)")
+    generate.add_argument(
+        "--format", choices=("mp4", "wav"), help="of the results of --videos (default: mp4)"
+    )
+    generate.add_argument("--num", type=_whole, help="pictures of each prompt (default: 1)")
     generate.add_argument(
         "--model",
         help="folder of a trained model, or models:/NAME@ALIAS of the registry (default: "
@@ -89,14 +130,16 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder of its text encoder (default: data/encoders/ with that name)",
     )
-    generate.add_argument("--seed", type=int, default=0, help="same seed, same output (default: 0)")
     generate.add_argument(
-        "--guidance",
-        type=float,
-        help="weight of the condition, 1 is none (default: as scored)",
+        "--seed", type=_whole, default=0, help="same seed, same output (default: 0)"
     )
     generate.add_argument(
-        "--truncation", type=float, help="kept probability mass, 0 to 1 (default: as scored)"
+        "--guidance",
+        type=_real,
+        help="weight of the condition, 0 to 100; 1 is no guidance (default: as scored)",
+    )
+    generate.add_argument(
+        "--truncation", type=_real, help="kept probability mass, 0 to 1 (default: as scored)"
     )
     generate.add_argument("--no-progress", action="store_true", help="no progress bar")
 
@@ -124,6 +167,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     back.add_argument("name", metavar="NAME", help="of the registered model")
     back.add_argument("--to", metavar="VERSION", help="this version instead")
+    reproduced = commands.add_parser(
+        "reproduced", help="whether the outputs here have the hashes that a commit records"
+    )
+    reproduced.add_argument(
+        "--against", default="HEAD", metavar="REV", help="commit with a dvc.lock (default: HEAD)"
+    )
+    reproduced.add_argument(
+        "--datasets", nargs="+", default=[], metavar="NAME", help="of these alone (default: all)"
+    )
     return parser
 
 
@@ -142,6 +194,7 @@ class _Folders(NamedTuple):
     codec: Path
     encoder: Path | None
     sampler: Path | None
+    is_registered: bool = False
 
 
 OPTIONS = {"dance2music": "--video", "text2image": "--text", "class2image": "--class"}
@@ -184,13 +237,19 @@ def _folders(chosen: argparse.Namespace, task: str | None) -> _Folders:
 
     found = read_task(model)
     if found != task and (task is not None or found == "dance2music"):
-        asked = "--prompts" if chosen.prompts is not None else OPTIONS[task or "text2image"]
+        asked = OPTIONS[task or "text2image"]
+        asked = "--prompts" if chosen.prompts is not None else asked
+        asked = "--videos" if chosen.videos is not None else asked
         wants = "pictures" if task is None else task
         raise ValueError(
             f"{asked} needs a model of {wants}: {name} is one of {found}, which takes "
             f"{OPTIONS[found]}; name another with --model"
         )
     if found != "text2image":
+        if chosen.encoder is not None:
+            raise ValueError(
+                f"--encoder is of models that read texts: {name} is one of {found}; leave it out"
+            )
         encoder = None
     for option, folder in (("--codec", codec), ("--encoder", encoder)):
         if folder is not None and not folder.is_dir():
@@ -198,10 +257,16 @@ def _folders(chosen: argparse.Namespace, task: str | None) -> _Folders:
                 f"{option} must be the folder of the model's {option[2:]}: got {folder}; train it "
                 "with `make run`, run from the repository's root, or name another"
             )
-    return _Folders(model, codec, encoder, sampler)
+    return _Folders(model, codec, encoder, sampler, name.startswith("models:"))
 
 
 def _load(folders: _Folders) -> MusicGenerator | PictureGenerator:
+    if folders.is_registered:
+        from cdcd.serving import ServedModel  # what MLflow loads, so that both make the same
+
+        artifacts = {name: getattr(folders, name) for name in ("model", "codec", "encoder")}
+        served = ServedModel.of({**artifacts, "sampler": folders.sampler})
+        return cast("MusicGenerator | PictureGenerator", served.generator)
     from cdcd.generation.base import read_sampler
     from cdcd.tasks import load_generator
 
@@ -209,17 +274,22 @@ def _load(folders: _Folders) -> MusicGenerator | PictureGenerator:
     return load_generator(folders.model, folders.codec, folders.encoder, sampler)
 
 
-def _generate(chosen: argparse.Namespace) -> None:
+def _generate(chosen: argparse.Namespace) -> int:
     if not chosen.out.strip():
         raise ValueError("--out must name a file or folder: got nothing; give it a name")
     if chosen.video is not None:
         _check_video(chosen)
+    if chosen.format is not None and chosen.videos is None:
+        raise ValueError(f"--format is of --videos: got {chosen.format}; leave it out")
     _check_numbers(chosen)
     _check_place(Path(chosen.out))
     if chosen.video is not None:
         _generate_music(chosen)
+    elif chosen.videos is not None:
+        return _generate_for_videos(chosen)
     else:
         _generate_pictures(chosen)
+    return 0
 
 
 def _check_place(out: Path) -> None:
@@ -241,13 +311,18 @@ def _check_place(out: Path) -> None:
 def _check_numbers(chosen: argparse.Namespace) -> None:
     if chosen.truncation is not None and not 0 < chosen.truncation <= 1:
         raise ValueError(f"--truncation must lie in (0, 1]: got {chosen.truncation}; use 0.86")
-    if chosen.guidance is not None and not 0 <= chosen.guidance < float("inf"):
-        raise ValueError(
-            f"--guidance must be a finite number from 0 on: got {chosen.guidance}; use 1.5"
-        )
+    if chosen.guidance is not None:
+        from cdcd.config import MAX_GUIDANCE
+
+        if not 0 <= chosen.guidance <= MAX_GUIDANCE:
+            raise ValueError(
+                f"--guidance must lie in 0 .. {MAX_GUIDANCE:g}: got {chosen.guidance}; use 1.5"
+            )
     if not 0 <= chosen.seed < 2**63:
         raise ValueError(f"--seed must lie in 0 .. 2**63 - 1: got {chosen.seed}; use 0")
     if chosen.num is not None:
+        if chosen.videos is not None:
+            raise ValueError(f"--num is for pictures: got {chosen.num} with --videos; leave it out")
         from cdcd.generation.pictures import check_num
 
         check_num(chosen.num, "--num")
@@ -276,6 +351,42 @@ def _generate_music(chosen: argparse.Namespace) -> None:
         progress=not chosen.no_progress,
     )
     _write(f"{chosen.out}: {summary['duration_seconds']:.2f} s of music, seed {chosen.seed}")
+
+
+def _generate_for_videos(chosen: argparse.Namespace) -> int:
+    from cdcd.data.files import sha256_file
+    from cdcd.generation.lists import INDEX
+    from cdcd.generation.videos import VideoFolder, fill_videos, read_clips
+
+    folder = VideoFolder.open(chosen.out)
+    found = read_clips(chosen.videos, chosen.out, chosen.format or "mp4")
+    folders = _folders(chosen, "dance2music")
+    generator = cast("MusicGenerator", _load(folders))
+    identity = {
+        "model_sha256": sha256_file(folders.model / "model.safetensors"),
+        "codec_sha256": sha256_file(folders.codec / "codec.safetensors"),
+    }
+    done = fill_videos(
+        generator,
+        found,
+        folder,
+        identity,
+        seed=chosen.seed,
+        guidance=chosen.guidance,
+        truncation=chosen.truncation,
+        progress=not chosen.no_progress,
+    )
+    for name, reason in done.skipped[:MAX_NOTES]:
+        _note(f"{name} is skipped: {reason}")
+    if len(done.skipped) > MAX_NOTES:
+        _note(f"{len(done.skipped) - MAX_NOTES} more are skipped; the index says why")
+    parts = [f"results written: {done.num_written}"]
+    counts = (("there already", done.num_kept), ("skipped", len(done.skipped)))
+    parts += [f"{what}: {number}" for what, number in counts if number]
+    if found.num_blank:
+        parts.append(f"blank lines: {found.num_blank}")
+    _write(f"{folder.path}: {', '.join(parts)}; {INDEX} lists them")
+    return 1 if done.skipped else 0
 
 
 def _picture_kind(chosen: argparse.Namespace) -> Literal["png", "gif", "folder"]:
@@ -307,6 +418,9 @@ def _generate_pictures(chosen: argparse.Namespace) -> None:
     if chosen.prompts is not None:
         asked = read_prompts(chosen.prompts)
     elif chosen.text is not None:
+        from cdcd.features.text import check_prompt
+
+        check_prompt(chosen.text)
         asked = PromptFile("text", [Wish(chosen.text)], 0)
     else:
         asked = PromptFile("class", [Wish(chosen.label)], 0)
@@ -335,7 +449,8 @@ def _fill_folder(
     num_blank: int,
 ) -> None:
     from cdcd.data.files import sha256_file
-    from cdcd.generation.prompts import INDEX, PictureFolder, fill_folder
+    from cdcd.generation.lists import INDEX
+    from cdcd.generation.prompts import PictureFolder, fill_folder
 
     folder = PictureFolder.open(chosen.out)
     weights = sha256_file(model_dir / "model.safetensors")
@@ -407,11 +522,21 @@ def _presets(chosen: argparse.Namespace) -> None:
             _write(f"{chosen.params}: now {' + '.join(chosen.names)}")
 
 
+def _reproduced(chosen: argparse.Namespace) -> int:
+    from cdcd.reproduce import reproduced
+
+    found, closing = reproduced(Path(), chosen.against, chosen.datasets)
+    for one in found:
+        _write(str(one))
+    _write(closing)
+    return 0 if all(one.verdict == "same" for one in found) else 1
+
+
 def run(chosen: argparse.Namespace) -> int:
     """Run the chosen subcommand and return its exit code."""
     match chosen.command:
         case "generate":
-            _generate(chosen)
+            return _generate(chosen)
         case "ingest":
             return _check(chosen)
         case "doctor":
@@ -431,6 +556,8 @@ def run(chosen: argparse.Namespace) -> int:
             done = rollback(chosen.name, chosen.to)
             before = f", before: {done['replaced']}" if done["replaced"] else ""
             _write(f"{done['name']}: champion is version {done['version']}{before}")
+        case "reproduced":
+            return _reproduced(chosen)
     return 0
 
 
@@ -464,6 +591,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         with _terminating_cleanly():
+            if chosen.command != "doctor":  # which tells what is wrong with them
+                load_env()
             return run(chosen)
     except KeyboardInterrupt:
         sys.stderr.write("cdcd: interrupted\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cdcd.config import MAX_GUIDANCE
 from cdcd.data.samples import TASKS
 from cdcd.diffusion.sampler import SamplerConfig, sample
 from cdcd.diffusion.schedule import Schedule
@@ -198,8 +198,9 @@ class Generator:
             config = replace(config, truncation=truncation)
         if not 0 < config.truncation <= 1:
             raise ValueError(f"truncation must lie in (0, 1]: got {config.truncation}; use 0.86")
-        if not (math.isfinite(config.guidance) and config.guidance >= 0):
+        if not 0 <= config.guidance <= MAX_GUIDANCE:
             raise ValueError(
-                f"guidance must be a number of at least 0: got {config.guidance}; use 1.5"
+                f"guidance must be a number of at least 0 and at most {MAX_GUIDANCE:g}: got "
+                f"{config.guidance}; use 1.5"
             )
         return config

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from cdcd.generation.base import Generator
 from cdcd.models.conditioner import DanceSpec
 from cdcd.models.inputs import ConditionInputs
 from cdcd.models.model import ConditionalDenoiser
+
+if TYPE_CHECKING:
+    from cdcd.features.base import VideoFeature
 
 
 class MusicGenerator(Generator):
@@ -48,6 +51,21 @@ class MusicGenerator(Generator):
                 f"music needs a model trained on dances: this one reads {spec.kind} conditions"
             )
         return spec
+
+    def video_feature(self) -> VideoFeature:
+        """The extractor that turns a video into what the model reads.
+
+        Raises:
+            ValueError: the model reads no videos, or the extractor's weights are missing.
+        """
+        from cdcd.features import make_video_feature
+
+        if self.dance.video_dim is None:
+            raise ValueError(
+                "a video needs a model with a video encoder: this one was trained with "
+                "train.conditioner.use_video false"
+            )
+        return make_video_feature(self.facts["video_feature"])
 
     def check_features(self, info: dict[str, Any]) -> None:
         """Refuse features of another extractor than the model was trained with.
@@ -127,6 +145,7 @@ class MusicGenerator(Generator):
         guidance: float | None = None,
         truncation: float | None = None,
         progress: bool = True,
+        on_window: Callable[[int, int], None] | None = None,
     ) -> dict[str, Any]:
         """Music of exactly a video's length, written as .wav, or as .mp4 with the dance.
 
@@ -137,6 +156,7 @@ class MusicGenerator(Generator):
             guidance: classifier-free guidance scale; None for the model's own.
             truncation: truncation rate in (0, 1]; None for the model's own.
             progress: show a bar with the time left.
+            on_window: called with (windows done, windows in all).
 
         Returns:
             `duration_seconds`, `num_samples`, `sample_rate_hz`, `num_tokens`, `out`.
@@ -147,30 +167,27 @@ class MusicGenerator(Generator):
         from tqdm import tqdm
 
         from cdcd import media
-        from cdcd.features import make_video_feature, stream_video_features
+        from cdcd.features import stream_video_features
 
         video_path, out_path = Path(video_path), Path(out_path)
         if out_path.suffix.lower() not in {".wav", ".mp4"}:
             raise ValueError(f"out must end in .wav or .mp4: got {out_path.name}")
-        if self.dance.video_dim is None:
-            raise ValueError(
-                "a video needs a model with a video encoder: this one was trained with "
-                "train.conditioner.use_video false"
-            )
+        feature = self.video_feature()
         config = self.sampler(guidance, truncation)
         info = media.probe(video_path)
         rate, hop = self.codec.sample_rate_hz, self.codec.hop
         num_samples = max(1, round(info.duration_seconds * rate))
         num_tokens = math.ceil(num_samples / hop)
-        feature = make_video_feature(self.facts["video_feature"])
         with tqdm(desc="generate", unit="window", disable=not progress) as bar:
 
-            def on_window(done: int, total: int) -> None:
+            def advance(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
+                if on_window is not None:
+                    on_window(done, total)
 
             tokens = self.stream_tokens(
-                stream_video_features(video_path, feature), num_tokens, config, seed, on_window
+                stream_video_features(video_path, feature), num_tokens, config, seed, advance
             )
             audio = _trim(decode_stream(self.codec, (t.cpu() for t in tokens)), num_samples)
             if out_path.suffix.lower() == ".wav":

@@ -1,39 +1,33 @@
-"""Lists of prompts, read from files, and the folders of pictures that are made of them.
-
-A folder's `index.json` says of each picture what it is and how it was made, so that a second run
-continues where the first one stopped.
-"""
+"""Lists of prompts, read from files, and the folders of pictures that are made of them."""
 
 from __future__ import annotations
 
-import csv
-import json
 import re
-import time
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from cdcd.data.files import write_json
 from cdcd.diffusion.sampler import SamplerConfig
 from cdcd.features.text import shortened
 from cdcd.generation.base import step_bar
+from cdcd.generation.lists import (
+    INDEX,
+    ListError,
+    ResultFolder,
+    read_csv,
+    read_text,
+    refuse_lines,
+    whole_number,
+)
 from cdcd.generation.pictures import MAX_NUM, Ask, Cut, PictureGenerator
 from cdcd.pictures import save_png
 
-INDEX = "index.json"
-FLUSH_SECONDS = 5.0
-MAX_FILE_BYTES = 64 << 20
 COLUMNS = ("text", "class", "seed", "num", "name")
 Kind = Literal["text", "class"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-class PromptFileError(ValueError):
-    """A file of prompts that cannot be used as a whole; one line that names the line."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +71,10 @@ def read_prompts(path: str | Path) -> PromptFile:
     stay empty. Every bad line is found before the file is refused.
 
     Raises:
-        PromptFileError: the file cannot be read, or lines of it break a rule.
+        ListError: the file cannot be read, or lines of it break a rule.
     """
     path = Path(path)
-    content = _read_text(path)
+    content = read_text(path, "prompts")
     if path.suffix.lower() == ".csv":
         found = _read_csv(path, content)
     else:
@@ -92,66 +86,26 @@ def read_prompts(path: str | Path) -> PromptFile:
         ]
         found = PromptFile(None, wishes, len(lines) - len(wishes))
     if not found.wishes:
-        raise PromptFileError(f"{path} must hold at least one prompt: got none; write one a line")
+        raise ListError(f"{path} must hold at least one prompt: got none; write one a line")
     return found
 
 
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise PromptFileError(f"{path} must be a file of prompts: there is none; check the path")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise PromptFileError(
-            f"{path} must have at most {MAX_FILE_BYTES} bytes: got {path.stat().st_size}; split it"
-        )
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise PromptFileError(
-            f"{path} must be UTF-8: line {line} is not; save it as UTF-8 text"
-        ) from None
-
-
 def _read_csv(path: Path, content: str) -> PromptFile:
-    reader = csv.reader(content.splitlines(keepends=True), strict=True)
-    try:
-        header = [cell.strip().lower() for cell in next(reader, [])]
-        columns = _check_header(path, header)
-        wishes: list[Wish] = []
-        problems: list[tuple[int, str]] = []
-        num_blank = 0
-        line = reader.line_num + 1  # where the next row starts
-        for row in reader:
-            if not any(cell.strip() for cell in row):
-                num_blank += 1
-            elif len(row) != len(header):
-                problems.append(
-                    (
-                        line,
-                        f"must have {len(header)} cells, as the header: got {len(row)}; put cells "
-                        "with commas in double quotes",
-                    )
-                )
-            else:
-                try:
-                    wishes.append(_wish(dict(zip(header, row, strict=True)), columns, line))
-                except ValueError as error:
-                    problems.append((line, str(error)))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise PromptFileError(
-            f"{path}, line {reader.line_num}: must be CSV: {error}; put cells with commas or "
-            "quotes in double quotes"
-        ) from None
-    refuse_lines(path, problems)
-    return PromptFile(columns, wishes, num_blank)
+    kinds: list[Kind] = []
+    wishes, num_blank = read_csv(
+        path,
+        content,
+        lambda header: kinds.append(_check_header(path, header)),
+        lambda cells, line: _wish(cells, kinds[0], line),
+    )
+    return PromptFile(kinds[0], wishes, num_blank)
 
 
 def _check_header(path: Path, header: list[str]) -> Kind:
     unknown = [name for name in header if name not in COLUMNS]
     kinds: list[Kind] = [kind for kind in ("text", "class") if kind in header]  # type: ignore[misc]
     if unknown or len(kinds) != 1 or len(set(header)) != len(header):
-        raise PromptFileError(
+        raise ListError(
             f"{path}, line 1: columns must be text or class, and any of seed, num and name: got "
             f"{shortened(','.join(header))}; mend the header"
         )
@@ -170,37 +124,11 @@ def _wish(cells: dict[str, str], kind: Kind, line: int) -> Wish:
         )
     return Wish(
         condition,
-        _number("num", cells.get("num", ""), 1, MAX_NUM),
-        _number("seed", cells.get("seed", ""), 0, 2**63 - 1),
+        whole_number("num", cells.get("num", ""), 1, MAX_NUM),
+        whole_number("seed", cells.get("seed", ""), 0, 2**63 - 1),
         name,
         line,
     )
-
-
-def _number(column: str, cell: str, low: int, high: int) -> int | None:
-    cell = cell.strip()
-    if not cell:
-        return None
-    if not re.fullmatch(r"[0-9]{1,19}", cell) or not low <= int(cell) <= high:
-        raise ValueError(f"{column} must lie in {low} .. {high}: got {shortened(cell)}; change it")
-    return int(cell)
-
-
-def refuse_lines(path: str | Path, problems: Sequence[tuple[int, str]]) -> None:
-    """Refuse a file because of some of its lines: the first with its reason, then the numbers.
-
-    Raises:
-        PromptFileError: there are problems.
-    """
-    if not problems:
-        return
-    (line, reason), *others = problems
-    more = ""
-    if others:
-        numbers = ", ".join(str(number) for number, _ in others[:5])
-        dots = ", …" if len(others) > 5 else ""
-        more = f" (and {len(others)} more bad lines: {numbers}{dots})"
-    raise PromptFileError(f"{path}, line {line}: {reason}{more}")
 
 
 @dataclass(frozen=True)
@@ -232,7 +160,7 @@ def plan(
         source: the file's path.
 
     Raises:
-        PromptFileError: lines of a file break a rule; the first is told with its number.
+        ListError: lines of a file break a rule; the first is told with its number.
         ValueError: a single wish does.
     """
     planned: list[Planned] = []
@@ -283,39 +211,10 @@ def _slug(text: str) -> str:
 
 
 @dataclass
-class PictureFolder:
-    """Pictures with an index of them; written picture by picture, index and all.
+class PictureFolder(ResultFolder):
+    """Pictures with an index of them; written picture by picture, index and all."""
 
-    Attributes:
-        path: the folder, made when something is written.
-        entries: of the index, by file.
-    """
-
-    path: Path
-    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _flushed: float = field(default_factory=time.monotonic)
-
-    @classmethod
-    def open(cls, path: str | Path) -> PictureFolder:
-        """A folder with what its index says so far.
-
-        Raises:
-            ValueError: it is no folder, or its index is broken.
-        """
-        path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"--out must be a folder here: {path} is a file; choose another name")
-        index = path / INDEX
-        if not index.exists():
-            return cls(path)
-        try:
-            listed = json.loads(index.read_text(encoding="utf-8"))["pictures"]
-            return cls(path, {str(entry["file"]): dict(entry) for entry in listed})
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"{index} must be the index of such a folder: it is not; move it away, or choose "
-                "another folder"
-            ) from None
+    KEY: ClassVar[str] = "pictures"
 
     def begin(self, names: Iterable[str]) -> None:
         """Make the folder this program's own, with an index, before anything is drawn.
@@ -343,14 +242,7 @@ class PictureFolder:
         """Write a picture, and every few seconds the index."""
         save_png(image, self.path / entry["file"])
         self.entries[entry["file"]] = entry
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the index."""
-        listed = [self.entries[name] for name in sorted(self.entries)]
-        write_json(self.path / INDEX, {"pictures": listed})
-        self._flushed = time.monotonic()
+        self.flush_now_and_then()
 
 
 @dataclass(frozen=True)
@@ -381,16 +273,28 @@ def fill_folder(
         model_sha256: of the model's weights, because another model draws other pictures.
         progress: show a bar with the time left.
     """
+    with folder.held():
+        missing: list[tuple[Ask, dict[str, Any]]] = []
+        num_kept = 0
+        for wish in planned:
+            for entry in _entries(generator, wish, config, model_sha256):
+                if folder.holds(entry):
+                    num_kept += 1
+                else:
+                    missing.append((Ask(wish.condition, wish.seed, entry["index"]), entry))
+        folder.begin(entry["file"] for _, entry in missing)
+        _draw(generator, missing, folder, config, progress)
+    return Filled(len(missing), num_kept)
+
+
+def _draw(
+    generator: PictureGenerator,
+    missing: Sequence[tuple[Ask, dict[str, Any]]],
+    folder: PictureFolder,
+    config: SamplerConfig,
+    progress: bool,
+) -> None:
     size = generator.batch_size
-    missing: list[tuple[Ask, dict[str, Any]]] = []
-    num_kept = num_written = 0
-    for wish in planned:
-        for entry in _entries(generator, wish, config, model_sha256):
-            if folder.holds(entry):
-                num_kept += 1
-            else:
-                missing.append((Ask(wish.condition, wish.seed, entry["index"]), entry))
-    folder.begin(entry["file"] for _, entry in missing)
     total = generator.num_calls(len(missing), config)
     try:
         with step_bar(total, progress and total > 0) as advance:
@@ -399,11 +303,9 @@ def fill_folder(
                 images = generator.draw_batch([ask for ask, _ in batch], config, advance)
                 for (_, entry), image in zip(batch, images, strict=True):
                     folder.add(entry, image)
-                    num_written += 1
     finally:
-        if num_written:
+        if missing:
             folder.flush()
-    return Filled(num_written, num_kept)
 
 
 def _entries(

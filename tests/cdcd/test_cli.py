@@ -18,7 +18,7 @@ import pytest
 from cdcd import cli, tasks
 from cdcd.data.files import atomic_path
 from cdcd.models.picture_conditioner import ClassSpec
-from tests.cdcd.data import tiny_pictures, tiny_tiktok
+from tests.cdcd.data import tiny_aist, tiny_pictures, tiny_tiktok
 from tests.cdcd.generation import tiny_models
 
 
@@ -87,7 +87,19 @@ def test_generate_passes_everything_on(
         ("--video dance.mp4 --out dance.mp4", "--out must differ from --video"),
         ("--video dance.mp4 --out o.wav --truncation 0", "--truncation must lie in (0, 1]"),
         ("--video dance.mp4 --out o.wav --truncation nan", "--truncation must lie in (0, 1]"),
-        ("--video dance.mp4 --out o.wav --guidance inf", "--guidance must be a finite number"),
+        ("--video dance.mp4 --out o.wav --guidance inf", "--guidance must lie in 0 .. 100: got"),
+        ("--video dance.mp4 --out o.wav --guidance 1e300", "--guidance must lie in 0 .. 100: got"),
+        ("--video dance.mp4 --out o.wav --guidance -1", "--guidance must lie in 0 .. 100: got -1"),
+        ("--video dance.mp4 --out o.wav --format wav", "--format is of --videos: got wav; leave"),
+        ("--videos nowhere --out o", "--videos must be a folder or a .csv: got nowhere; check"),
+        ("--videos data --out o", "data must hold at least one video: got none"),
+        ("--videos . --out .", "--out must differ from --videos: got ."),
+        ("--videos . --out dance.mp4", "--out must be a folder here: dance.mp4 is a file"),
+        ("--videos . --out o --num 2", "--num is for pictures: got 2 with --videos; leave it out"),
+        (
+            "--video dance.mp4 --out o.wav --encoder data",
+            "--encoder is of models that read texts: data/models/aist is one of dance2music; leave",
+        ),
         ("--video dance.mp4 --out o.wav --seed -1", "--seed must lie in"),
         ("--video dance.mp4 --out o.wav --num 2", "--num is for pictures: got 2 with --video"),
         (
@@ -165,6 +177,39 @@ def test_a_wrong_command_line_exits_with_2(capsys: pytest.CaptureFixture[str]) -
         cli.main(["generate", "--video", "x.mp4"])
     assert end.value.code == 2
     assert "--out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("--num 2.5", "cdcd generate: --num must be a whole number: got 2.5; use 2\n"),
+        ("--seed x", "cdcd generate: --seed must be a whole number: got x; use 2\n"),
+        ("--guidance much", "cdcd generate: --guidance must be a number: got much; use 0.9\n"),
+        (
+            "--class 3",
+            "cdcd generate: --class not allowed with argument --text; see `cdcd generate --help`\n",
+        ),
+        (
+            "--frob",
+            "cdcd: unrecognized arguments: --frob; see `cdcd --help`\n",
+        ),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: str, line: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["generate", "--text", "x", "--out", "o.png", *arguments.split()])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == line
+
+
+def test_guidance_has_one_bound(make_params: Any) -> None:
+    from cdcd.config import MAX_GUIDANCE, ConfigError
+
+    assert make_params({"generate": {"guidance": MAX_GUIDANCE}}).generate.guidance == MAX_GUIDANCE
+    with pytest.raises(ConfigError, match="guidance"):
+        make_params({"generate": {"guidance": MAX_GUIDANCE + 1}})
 
 
 def test_presets_list_and_show(
@@ -354,7 +399,15 @@ def test_many_cut_prompts_are_counted(pictures: Path, capsys: pytest.CaptureFixt
         (["--text", RED, "--out", ""], "--out must name a file or folder: got nothing"),
         (["--text", RED, "--out", "a_file"], "--out must be a folder here: a_file is a file"),
         (["--text", RED, "--seed", "-1", "--out", "o.png"], "--seed must lie in"),
-        (["--text", RED, "--guidance", "nan", "--out", "o.png"], "--guidance must be a finite"),
+        (["--text", RED, "--guidance", "nan", "--out", "o.png"], "--guidance must lie in 0 .. 1"),
+        (
+            ["--class", "1", "--out", "o.png", "--encoder", "data/encoders/cub200"],
+            "--encoder is of models that read texts: data/models/imagenet is one of class2image; ",
+        ),
+        (
+            ["--videos", ".", "--out", "o", "--model", "data/models/cub200"],
+            "--videos needs a model of dance2music: data/models/cub200 is one of text2image",
+        ),
         (["--text", RED, "--truncation", "2", "--out", "o.png"], "--truncation must lie in (0, 1]"),
         (
             ["--text", RED, "--out", "o.png", "--model", "data/models/imagenet"],
@@ -440,6 +493,16 @@ def test_exactly_one_thing_is_asked_for(
     assert "--text" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["", " \t", "two\nlines"])
+def test_a_text_that_is_none_is_told_before_a_model_is_loaded(
+    pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(tasks, "load_generator", lambda *_: pytest.fail("a model was loaded"))
+    code, _, err = _generate(capsys, "--text", text, "--out", "o.png")
+    assert code == 1
+    assert err.startswith("cdcd: a prompt must ")
+
+
 @pytest.mark.parametrize("out", ["file/x.png", "/proc/x/y.png", "n" * 300 + ".png", "/proc/x.gif"])
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(
     pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, out: str
@@ -513,6 +576,53 @@ def test_a_registered_text_model_brings_its_encoder(
     arguments = ("--text", RED, "--model", "models:/m@champion", "--out", "o.png")
     assert _generate(capsys, *arguments)[0] == 0
     assert Path("o.png").is_file()
+
+
+# generate for many videos
+
+
+def test_a_folder_of_videos_becomes_a_folder_of_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_models.write_music_model(Path("data"))
+    Path("dances").mkdir()
+    tiny_aist.write_video(Path("dances/a.mp4"), 0.4, has_sound=False)
+    tiny_aist.write_video(Path("dances/b.mp4"), 0.4, has_sound=False)
+    done = _generate(capsys, "--videos", "dances", "--out", "new/made", "--format", "wav")
+    assert done == (0, "new/made: results written: 2; index.json lists them\n", "")
+    Path("dances/c.mp4").write_bytes(b"no video")
+    code, out, err = _generate(capsys, "--videos", "dances", "--out", "new/made", "--format", "wav")
+    assert code == 1
+    assert out == (
+        "new/made: results written: 0, there already: 2, skipped: 1; index.json lists them\n"
+    )
+    assert err.startswith("cdcd: c.mp4 is skipped: dances/c.mp4: ")
+    assert err.count("\n") == 1
+    Path("list.csv").write_text("video,seed,out\ndances/a.mp4,4,four.wav\n,,\n")
+    code, out, _ = _generate(capsys, "--videos", "list.csv", "--out", "new/made")
+    assert (code, out) == (
+        0,
+        "new/made: results written: 1, blank lines: 1; index.json lists them\n",
+    )
+    _generate(capsys, "--video", "dances/a.mp4", "--seed", "4", "--out", "alone.wav")
+    assert Path("alone.wav").read_bytes() == Path("new/made/four.wav").read_bytes()
+    listed = json.loads(Path("new/made/index.json").read_text())["videos"]
+    assert [entry["status"] for entry in listed] == ["ok", "ok", "skipped", "ok"]
+
+
+def test_many_skipped_videos_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_models.write_music_model(Path("data"))
+    Path("dances").mkdir()
+    for number in range(5):
+        Path(f"dances/{number}.mp4").write_bytes(b"no video")
+    code, _, err = _generate(capsys, "--videos", "dances", "--out", "made")
+    assert code == 1
+    assert err.splitlines()[3] == "cdcd: 2 more are skipped; the index says why"
+    assert err.count("\n") == 4
 
 
 # ingest --check

@@ -39,8 +39,10 @@ def test_settings_that_are_not_given_are_the_models(of_class: PictureGenerator) 
     [
         ("truncation", 0.0, r"truncation must lie in \(0, 1\]: got 0.0; use 0.86"),
         ("truncation", float("nan"), r"truncation must lie in \(0, 1\]"),
-        ("guidance", -0.1, "guidance must be a number of at least 0: got -0.1"),
+        ("guidance", -0.1, "guidance must be a number of at least 0 and at most 100: got -0.1"),
         ("guidance", float("inf"), "guidance must be a number of at least 0"),
+        ("guidance", 1e300, "guidance must be a number of at least 0 and at most 100: got 1e"),
+        ("guidance", float("nan"), "guidance must be a number of at least 0"),
     ],
 )
 def test_a_setting_out_of_range_is_one_line(

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cdcd.generation import PictureGenerator
+from cdcd.generation import lists as module
 from cdcd.generation import pictures as pictures_module
-from cdcd.generation import prompts as module
+from cdcd.generation.lists import ListError
 from cdcd.generation.prompts import (
     Filled,
     PictureFolder,
-    PromptFileError,
     Wish,
     fill_folder,
     plan,
@@ -101,7 +101,7 @@ def test_a_csv_with_some_columns_and_empty_cells(tmp_path: Path) -> None:
 def test_a_bad_file_is_one_line(
     tmp_path: Path, name: str, content: str | bytes, words: str
 ) -> None:
-    with pytest.raises(PromptFileError, match=words) as caught:
+    with pytest.raises(ListError, match=words) as caught:
         read_prompts(_file(tmp_path, content, name))
     assert "\n" not in str(caught.value)
 
@@ -109,10 +109,10 @@ def test_a_bad_file_is_one_line(
 def test_no_file_and_a_huge_one_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(PromptFileError, match="must be a file of prompts: there is none"):
+    with pytest.raises(ListError, match="must be a file of prompts: there is none"):
         read_prompts(tmp_path / "no.txt")
     monkeypatch.setattr(module, "MAX_FILE_BYTES", 3)
-    with pytest.raises(PromptFileError, match="must have at most 3 bytes: got 6; split it"):
+    with pytest.raises(ListError, match="must have at most 3 bytes: got 6; split it"):
         read_prompts(_file(tmp_path, "a bird"))
 
 
@@ -166,7 +166,7 @@ def test_any_file_gives_token_ids_or_one_line(
         assert found.wishes
         generator = of_class if found.kind == "class" else of_text
         planned = plan(generator, found.wishes, 1, 0, path)
-    except PromptFileError as error:
+    except ListError as error:
         one_line(error)
         return
     for one in planned[:3]:
@@ -217,13 +217,13 @@ def test_all_bad_lines_are_found_before_anything_is_generated(
     of_text: PictureGenerator, of_class: PictureGenerator
 ) -> None:
     wishes = [Wish("a bird", line=1), Wish("a \x0b bird", line=2), Wish("a \x07", line=9)]
-    with pytest.raises(PromptFileError, match=r"^p\.txt, line 2: a prompt must be one line.*: 9\)"):
+    with pytest.raises(ListError, match=r"^p\.txt, line 2: a prompt must be one line.*: 9\)"):
         plan(of_text, wishes, 1, 0, "p.txt")
     wishes = [Wish("1", line=1), Wish("7", line=2)]
-    with pytest.raises(PromptFileError, match=r"^p\.csv, line 2: class must lie in 0 \.\. 3"):
+    with pytest.raises(ListError, match=r"^p\.csv, line 2: class must lie in 0 \.\. 3"):
         plan(of_class, wishes, 1, 0, "p.csv")
     wishes = [Wish("1", 2, None, "a", 2), Wish("1", None, None, "A-1", 3)]
-    with pytest.raises(PromptFileError, match=r"line 3: name must be of one line alone: A-1\.png"):
+    with pytest.raises(ListError, match=r"line 3: name must be of one line alone: A-1\.png"):
         plan(of_class, wishes, 1, 0, "p.csv")
 
 

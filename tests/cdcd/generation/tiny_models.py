@@ -1,4 +1,4 @@
-"""Tiny models of both picture tasks with drawn weights, in the folders of a pipeline."""
+"""Tiny models of all three tasks with drawn weights, in the folders of a pipeline."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from cdcd.codecs.jukebox import JukeboxVQVAE
 from cdcd.codecs.store import load_picture_codec, save_codec
 from cdcd.codecs.vqgan import VQGAN
 from cdcd.diffusion.schedule import make_schedule
 from cdcd.features.text import TextEncoder
+from cdcd.features.video import MotionEnergy
 from cdcd.generation import PictureGenerator
+from cdcd.models.conditioner import DanceSpec
 from cdcd.models.model import ConditionalDenoiser, ModelSpec
 from cdcd.models.picture_conditioner import ClassSpec, TextSpec
 from cdcd.models.store import load_model, save_model
@@ -65,6 +68,42 @@ def write_models(data: Path, name: str, conditioner: TextSpec | ClassSpec | None
             if value.is_floating_point():
                 value += torch.randn_like(value)
     save_codec(codec.eval(), folders["codecs"], {})
+    save_model(folders["models"], model, facts)
+    return data
+
+
+def write_music_model(data: Path, name: str = "aist") -> Path:
+    """Write data/models and codecs of a model that sees videos; returns data."""
+    folders = {kind: data / kind / name for kind in ("models", "codecs")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        codec = JukeboxVQVAE(
+            groups=[8], width=4, depth=1, num_plain=4, code_width=8, edge_width=4, num_codes=16
+        )
+        feature = MotionEnergy(2, 15, 48)
+        conditioner = DanceSpec(
+            kind="sequence", token_rate_hz=codec.sample_rate_hz / codec.hop, width=8, depth=1,
+            is_frozen=False, motion_dim=None, motion_rate_hz=60.0, motion_frames=60,
+            video_dim=feature.dim, video_rate_hz=feature.rate_hz, num_genres=0,
+        )  # fmt: skip
+        network = ModelSpec(
+            num_codes=16, num_steps=4, num_tokens=86, grid=None, width=16, depth=1, num_heads=2,
+            feedforward_multiple=2, feedforward="linear", modulation="shared", dropout=0.0,
+            checkpoint_blocks=False, conditioner=conditioner,
+        )  # fmt: skip
+        model = ConditionalDenoiser(network)
+        for value in model.parameters():
+            value.data += 0.3 * torch.randn_like(value)
+    save_codec(codec.eval(), folders["codecs"], {})
+    facts = {
+        "task": "dance2music",
+        "diffusion": DIFFUSION,
+        "codec": {key: getattr(codec, key) for key in ("sample_rate_hz", "hop", "num_codes")},
+        "video_feature": feature.identity(),
+        "segment_seconds": 1,
+    }
     save_model(folders["models"], model, facts)
     return data
 

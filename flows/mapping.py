@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
+import re
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from cdcd.data.parallel import NUM_ATTEMPTS, RETRY_SECONDS, Mapper, ProcessMapper, is_transient
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+CLUSTER = "CDCD_CLUSTER"
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,14 @@ class PrefectMapper(Mapper):
             retry_delay_seconds=[RETRY_SECONDS * n for n in range(1, NUM_ATTEMPTS)],
             retry_condition_fn=_failed_for_a_moment,
         )
-        items = iter(items)
+        items, folder = iter(items), str(Path.cwd())
         with self.make_runner() as runner:
 
             def submit(item: Item) -> Any:
                 # Items that have a name are found by it in Prefect's UI.
                 named = one.with_options(task_run_name=str(getattr(item, "name", name)))
-                return runner.submit(named, {"function": function, "item": item})
+                content = {"function": function, "item": item, "folder": folder}
+                return runner.submit(named, content)
 
             waiting = deque(submit(item) for item in islice(items, self.window))
             while waiting:
@@ -64,7 +71,15 @@ class PrefectMapper(Mapper):
                 yield result
 
 
-def _call(function: Callable[[Any], Any], item: Any) -> Any:
+def _call(function: Callable[[Any], Any], item: Any, folder: str) -> Any:
+    # Paths are relative to the project, and a worker may have been started anywhere.
+    if str(Path.cwd()) != folder:
+        if not Path(folder).is_dir():
+            raise ValueError(
+                f"all workers must see the project's folder at the same path: {folder} is missing "
+                f"on {platform.node()}; share the file system"
+            )
+        os.chdir(folder)
     return function(item)
 
 
@@ -106,6 +121,25 @@ def in_flow() -> bool:
     return FlowRunContext.get() is not None
 
 
+def cluster_of(configured: str | None) -> str | None:
+    """Where a stage's parts run: `CDCD_CLUSTER` if it is set, else as params.yaml says.
+
+    The setting of the machine makes nothing stale: the bytes are the same everywhere.
+
+    Raises:
+        ValueError: the setting is no cluster.
+    """
+    named = os.environ.get(CLUSTER)
+    if not named:
+        return configured
+    if not re.fullmatch(r"local|(tcp|tls|ws|wss|ucx)://\S+", named):
+        raise ValueError(
+            f"{CLUSTER} must be local or the address of a Dask scheduler such as "
+            f"tcp://127.0.0.1:8786: got {named!r}; mend or unset it"
+        )
+    return named
+
+
 def check_cluster(cluster: str | None) -> None:
     """Refuse a cluster that this installation or configuration cannot reach.
 
@@ -116,14 +150,33 @@ def check_cluster(cluster: str | None) -> None:
         return
     if importlib.util.find_spec("prefect_dask") is None:
         raise ValueError(
-            f"shard.cluster needs prefect-dask: it is {cluster!r} and prefect-dask is not "
-            "installed; run pip install -c constraints.txt 'cdcd[dist]', or set cluster: null"
+            f"shard.cluster (or {CLUSTER}) needs prefect-dask: it is {cluster!r} and prefect-dask "
+            "is not installed; run pip install -c constraints.txt 'cdcd[dist]', or set cluster: "
+            "null"
         )
     if cluster != "local" and not os.environ.get("PREFECT_API_URL"):
         raise ValueError(
-            f"shard.cluster at {cluster} needs a Prefect server that its workers reach: "
-            "PREFECT_API_URL is not set; start one and set it, or use cluster: local"
+            f"shard.cluster (or {CLUSTER}) at {cluster} needs a Prefect server that its workers "
+            "reach: PREFECT_API_URL is not set; start one and set it, or use cluster: local"
         )
+    if cluster != "local":
+        _check_scheduler(cluster)
+
+
+def _check_scheduler(address: str) -> None:
+    # Dask itself would try for half a minute and then say so in a traceback.
+    if address.startswith("ucx:"):
+        return
+    try:
+        parts = urlsplit(address)
+        default = 443 if parts.scheme == "wss" else 8786
+        with socket.create_connection((parts.hostname or "", parts.port or default), timeout=5):
+            pass
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"shard.cluster (or {CLUSTER}) must be the address of a running Dask scheduler: "
+            f"{address} does not answer ({error}); start `dask scheduler`, or use local"
+        ) from None
 
 
 def _pool_runner(num_workers: int) -> Any:

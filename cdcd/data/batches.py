@@ -15,6 +15,7 @@ from cdcd.data.cache import read_split, release
 from cdcd.data.negatives import NegativePool
 from cdcd.models.inputs import ConditionInputs
 from cdcd.training.objective import Batch
+from cdcd.training.ranks import ALONE, Ranks
 
 _RELEASE_BYTES = 32 << 20
 """Mapped rows that may stay in memory; more of them would grow with the epoch."""
@@ -219,13 +220,27 @@ class ShuffledBatches:
     The order depends on (seed, epoch) and the position on the step, so a resumed run continues with
     exactly the batch an uninterrupted one would have drawn. The last partial batch of an epoch is
     dropped; a split smaller than one batch is used whole.
+
+    Of several processes that train together each reads its own share of every batch.
+
+    Raises:
+        ValueError: a batch cannot be shared equally.
     """
 
     def __init__(
-        self, split: Pairs, batch_size: int, seed: int, step: int, device: torch.device
+        self,
+        split: Pairs,
+        batch_size: int,
+        seed: int,
+        step: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.split = split
         self.batch_size = min(batch_size, len(split))
+        # A split smaller than one batch is used whole, so its size is what is shared.
+        name = "train.batch_size" if batch_size <= len(split) else "the number of train samples"
+        self.share = ranks.share(self.batch_size, name)
         self.seed = seed
         self.step = step
         self.device = device
@@ -240,8 +255,10 @@ class ShuffledBatches:
                 order = np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
                 current = epoch
             rows = order[position * self.batch_size : (position + 1) * self.batch_size]
+            if self.share is not None:
+                rows = rows[self.share.start : self.share.stop]
             self.step += 1
-            yield self.split.batch(rows, self.device)
+            yield replace(self.split.batch(rows, self.device), share=self.share)
             touched += self.split.bytes_per_sample * len(rows)
             if touched > _RELEASE_BYTES:
                 self.split.release()

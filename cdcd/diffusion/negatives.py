@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from cdcd.diffusion.share import Share
+
 
 def derangements(num: int, size: int, generator: torch.Generator) -> Tensor:
     """Permutations of 0..size-1 without a fixed point, int64 [num, size].
@@ -30,8 +32,19 @@ def derangements(num: int, size: int, generator: torch.Generator) -> Tensor:
     return result.scatter_(1, order, order.roll(-1, dims=1))
 
 
+def _orders(b: int, n: int, size: int, generator: torch.Generator, share: Share | None) -> Tensor:
+    """Deranged orders of the n negatives of b samples, int64 [b * n, size]."""
+    if share is None:
+        return derangements(b * n, size, generator)
+    return share.cut(derangements(share.total * n, size, generator), per_sample=n)
+
+
 def shuffled_chunks(
-    z_0: Tensor, num_negatives: int, num_chunks: int, generator: torch.Generator
+    z_0: Tensor,
+    num_negatives: int,
+    num_chunks: int,
+    generator: torch.Generator,
+    share: Share | None = None,
 ) -> Tensor:
     """Intra-sample negatives: each sample's chunks in a deranged order, its own for every negative.
 
@@ -43,6 +56,7 @@ def shuffled_chunks(
         num_negatives: n.
         num_chunks: chunks a sequence is cut into, at least 2 and at most l.
         generator: source of the permutations.
+        share: which samples of a larger batch these are; None for a whole one.
 
     Raises:
         ValueError: more chunks than tokens, or fewer than two.
@@ -54,7 +68,7 @@ def shuffled_chunks(
             f"got {num_chunks}"
         )
     device = z_0.device
-    order = derangements(b * num_negatives, num_chunks, generator)
+    order = _orders(b, num_negatives, num_chunks, generator, share)
     borders = (torch.arange(num_chunks + 1, device=device) * l / num_chunks).round().long()
     sizes = borders.diff()
     # Where each token of the shuffled sequence comes from: walk the chunks in the new order.
@@ -72,6 +86,7 @@ def shuffled_patches(
     grid: tuple[int, int],
     num_patches: int,
     generator: torch.Generator,
+    share: Share | None = None,
 ) -> Tensor:
     """Intra-sample negatives of pictures: patches in a deranged order, its own for every negative.
 
@@ -85,6 +100,7 @@ def shuffled_patches(
         grid: rows and columns of the tokens.
         num_patches: patches, a square number of at least 4.
         generator: source of the permutations.
+        share: see `shuffled_chunks`.
 
     Raises:
         ValueError: the grid cannot be cut so.
@@ -93,7 +109,7 @@ def shuffled_patches(
     rows, columns = grid
     check_patches(grid, num_patches)
     k = math.isqrt(num_patches)
-    order = derangements(b * num_negatives, num_patches, generator)
+    order = _orders(b, num_negatives, num_patches, generator, share)
     # Tokens of each patch in raster order, and where the raster takes each of them from.
     index = torch.arange(l, device=z_0.device).view(k, rows // k, k, columns // k)
     patches = index.transpose(1, 2).reshape(num_patches, -1)

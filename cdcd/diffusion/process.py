@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cdcd.diffusion.schedule import Schedule
+from cdcd.diffusion.share import Share
 from kernels.forward_noise import forward_noise
 
 
@@ -28,6 +29,7 @@ def noise(
     schedule: Schedule,
     generator: torch.Generator,
     negatives: Tensor | None = None,
+    share: Share | None = None,
 ) -> Noised:
     """Draw z_t ~ q(. | z_0): [MASK] with C_t, a uniform token with K B_t, else z_0.
 
@@ -39,10 +41,12 @@ def noise(
         schedule: the chain.
         generator: source of the seed, on the tokens' device.
         negatives: clean tokens of parallel chains at the same steps, int64 [b, n, l].
+        share: which samples of a larger batch these are; None for a whole one.
     """
     _, B, C = schedule.at(t)[3:]
     seed = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=z_0.device)
-    return Noised(*forward_noise(z_0, B, C, schedule.num_codes, seed, negatives), t)
+    ids = None if share is None else share.ids(z_0.device)
+    return Noised(*forward_noise(z_0, B, C, schedule.num_codes, seed, negatives, ids), t)
 
 
 def transition_matrix(schedule: Schedule, t: int) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from cdcd.diffusion.share import Share
+
 
 @dataclass(frozen=True)
 class DropRates:
@@ -49,9 +51,24 @@ class Inputs(Protocol):
         """Each sample `times` times in a row."""
         ...
 
-    def dropped(self, rates: DropRates, generator: torch.Generator) -> Self:
-        """Conditions dropped at random, as training does."""
+    def dropped(
+        self, rates: DropRates, generator: torch.Generator, share: Share | None = None
+    ) -> Self:
+        """Conditions dropped at random, as training does.
+
+        Args:
+            rates: how often.
+            generator: source of the numbers.
+            share: which samples of a larger batch these are; None for a whole one.
+        """
         ...
+
+
+def _uniform(rows: int, inputs: Inputs, generator: torch.Generator, share: Share | None) -> Tensor:
+    """Numbers in [0, 1), float [rows, b]; a share's are those it has in the whole batch."""
+    num = len(inputs) if share is None else share.total
+    u = torch.rand(rows, num, generator=generator, device=inputs.device)
+    return u if share is None else share.cut(u, dim=1)
 
 
 def _again(x: Tensor | None, times: int) -> Tensor | None:
@@ -105,9 +122,11 @@ class ConditionInputs:
             self.has_video.repeat_interleave(times, dim=0),
         )
 
-    def dropped(self, rates: DropRates, generator: torch.Generator) -> ConditionInputs:
+    def dropped(
+        self, rates: DropRates, generator: torch.Generator, share: Share | None = None
+    ) -> ConditionInputs:
         """Each modality dropped at random, so that every subset of them can be asked for later."""
-        u = torch.rand(3, len(self), generator=generator, device=self.device)
+        u = _uniform(3, self, generator, share)
         keep_any = u[0] >= rates.all
         # One number for both modalities: they are dropped in turn, never together by chance.
         motion = keep_any & (u[1] >= rates.motion)
@@ -158,7 +177,9 @@ class PictureInputs:
             self.has_condition.repeat_interleave(times, dim=0),
         )
 
-    def dropped(self, rates: DropRates, generator: torch.Generator) -> PictureInputs:
+    def dropped(
+        self, rates: DropRates, generator: torch.Generator, share: Share | None = None
+    ) -> PictureInputs:
         """The condition dropped with probability `rates.all`."""
-        u = torch.rand(len(self), generator=generator, device=self.device)
+        (u,) = _uniform(1, self, generator, share)
         return replace(self, has_condition=self.has_condition & (u >= rates.all))

@@ -18,6 +18,7 @@ from cdcd.tasks import dance, pictures
 from cdcd.tasks.training import Task, bits_of, run_training
 from cdcd.tracking import Tracker
 from cdcd.training.device import make_autocast, pick_device
+from cdcd.training.ranks import ALONE, Ranks
 
 SYSTEMS = frozenset((*dance.SYSTEMS, *pictures.SYSTEMS))
 """Names of what is generated for evaluation; controls are made there."""
@@ -34,6 +35,7 @@ def train_model(
     checkpoint_dir: Path,
     tracker: Tracker | None = None,
     stop_after: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train the denoiser, and the condition encoders that train with it, on cached tokens.
 
@@ -47,6 +49,7 @@ def train_model(
         checkpoint_dir: where the run saves itself.
         tracker: where metrics, audio and pictures go.
         stop_after: leave after this many steps with a checkpoint and no model (for tests).
+        ranks: this process among those that train together.
     """
     task = _task(TASKS[dataset], params, tokens_dir, features_dir, codec_dir)
     return run_training(
@@ -56,6 +59,7 @@ def train_model(
         checkpoint_dir=checkpoint_dir,
         tracker=tracker,
         stop_after=stop_after,
+        ranks=ranks,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,7 +192,6 @@ def generate_music(
     config = SamplerConfig(g.truncation, g.guidance, g.stride)
     chunks = np.array_split(np.arange(len(features)), math.ceil(len(features) / g.batch_size))
     calls = math.ceil(generator.schedule.num_steps / g.stride)
-    started = time.perf_counter()
     total = len(systems) * len(g.seeds) * len(chunks) * calls
     summary: dict[str, Any] = {"split": g.split, "num_clips": len(features), "systems": {}}
     with (
@@ -225,7 +223,6 @@ def generate_music(
                 summary["systems"].setdefault(name, []).append(seed)
         _write_previews(params, generator, folder, shards_dir, features.keys, tracker)
         summary["sampler"] = dict(generator.facts["sampler"])
-        summary["seconds"] = round(time.perf_counter() - started, 1)
         write_json(folder / "summary.json", summary)
     return summary
 

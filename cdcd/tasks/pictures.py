@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +187,6 @@ def generate_pictures(
     picture_keys = [conditions.picture_keys[conditions.picture[row]] for row in rows]
     captions = conditions.captions
     labels = _labels(tokens_dir, g.split, picture_keys)
-    started = time.perf_counter()
     summary: dict[str, Any] = {
         "split": g.split,
         "num_conditions": len(rows),
@@ -240,11 +238,7 @@ def generate_pictures(
                 }
                 write_split(folder, f"{name}-seed{seed}", arrays, info)
                 summary["systems"].setdefault(name, []).append(seed)
-        seconds = time.perf_counter() - started
-        num_made = len(SYSTEMS) * len(g.seeds) * len(rows)
         summary["sampler"] = dict(generator.facts["sampler"])
-        summary["seconds"] = round(seconds, 1)
-        summary["seconds_per_picture"] = round(seconds / num_made, 4)
         _write_previews(params, generator, folder, shards_dir, conditions, rows, tracker)
         write_json(folder / "summary.json", summary)
     return summary

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import shutil
-import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,10 +24,12 @@ from cdcd.models.inputs import DropRates, Inputs
 from cdcd.models.model import ConditionalDenoiser, ModelSpec
 from cdcd.models.store import save_model
 from cdcd.tracking import NullTracker, Tracker
+from cdcd.training.curves import Curves
 from cdcd.training.device import make_autocast, pick_device
 from cdcd.training.loop import Cadence, Hooks, train
 from cdcd.training.objective import Objective, bound_per_clip
 from cdcd.training.optim import make_optimizer
+from cdcd.training.ranks import ALONE, Ranks
 from cdcd.training.state import TrainState, read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -137,22 +138,26 @@ def run_training(
     checkpoint_dir: Path,
     tracker: Tracker | None = None,
     stop_after: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train the denoiser and its condition encoders on cached tokens and features.
 
     Continues from `checkpoint_dir` when that belongs to the same parameters and data; a killed and
-    continued run gives the same weights, bit for bit, as an uninterrupted one.
+    continued run gives the same files, bit for bit, as an uninterrupted one.
 
     Args:
         params: all parameters; `train` is used.
         task: what differs between tasks.
-        out_dir: receives the moving average of the weights; replaced as a whole at the end.
+        out_dir: receives the moving average of the weights, `summary.json` and `curves/`; replaced
+            as a whole at the end.
         checkpoint_dir: where the run saves itself; removed when it is done.
         tracker: where metrics, audio and pictures go.
         stop_after: leave after this many steps with a checkpoint and no model (for tests).
+        ranks: this process among those that train together. The first one validates, tracks and
+            writes; any number of them may go on from a checkpoint.
 
     Returns:
-        The summary that is also written to `out_dir/summary.json`.
+        The summary that is also written to `out_dir/summary.json`; empty but for the first process.
 
     Raises:
         ValueError: parameters and data do not fit, or a checkpoint cannot be read.
@@ -184,6 +189,7 @@ def run_training(
         decay=o.decay,
         clip_norm=o.clip_norm,
         ema_decay=p.ema_decay,
+        ranks=ranks,
     )
     identity = _identity(params, spec, task, pairs)
     found = read_checkpoint(checkpoint_dir)
@@ -194,17 +200,19 @@ def run_training(
             log.info("continuing from step %d of %d", step, p.num_steps)
         else:
             log.info("the checkpoint in %s is of another run; starting anew", checkpoint_dir)
-    history: dict[str, float] = {}
+    state.align()
     autocast = make_autocast(device, p.precision)
-    started = time.perf_counter()
+    batches = ShuffledBatches(pairs, p.batch_size, p.seed, state.step, device, ranks)
+    cadence = Cadence(p.log_every, p.validate_every, p.save_every, p.preview_every)
+    until = min(p.num_steps, stop_after or p.num_steps)
+    if not ranks.is_first:
+        train(state, objective, batches, _follow(), cadence, autocast, until)
+        return {}
+    curves = Curves(checkpoint_dir, state.step)
 
     def track(step: int, metrics: dict[str, float]) -> None:
-        if not all(math.isfinite(value) for value in metrics.values()):
-            raise ValueError(
-                f"the loss must stay finite: step {step} gave {metrics}; lower "
-                "train.optimizer.learning_rate"
-            )
-        history.update(metrics)
+        _check_finite(step, metrics)
+        curves.add(step, metrics)
         tracker.log_metrics(metrics, step)
 
     def validate(ema: ConditionalDenoiser) -> dict[str, float]:
@@ -234,10 +242,7 @@ def run_training(
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
 
-        batches = ShuffledBatches(pairs, p.batch_size, p.seed, state.step, device)
-        cadence = Cadence(p.log_every, p.validate_every, p.save_every, p.preview_every)
         hooks = Hooks(track, validate, preview, save, advance)
-        until = min(p.num_steps, stop_after or p.num_steps)
         train(state, objective, batches, hooks, cadence, autocast, until)
 
     summary = {
@@ -245,8 +250,7 @@ def run_training(
         "num_trained_parameters": sum(x.numel() for x in model.parameters() if x.requires_grad),
         "num_steps": state.step,
         "num_samples": len(pairs),
-        "seconds": round(time.perf_counter() - started, 1),
-        "final": {name: round(value, 6) for name, value in history.items()},
+        "final": {name: round(value, 6) for name, value in curves.last().items()},
     }
     if state.step < p.num_steps:
         return summary
@@ -259,9 +263,29 @@ def run_training(
     with atomic_directory(out_dir) as folder:
         save_model(folder, state.ema.model, facts)
         write_json(folder / "summary.json", summary)
-        write_json(folder / "run.json", {"run_id": tracker.run_id})
+        (folder / "curves").mkdir()
+        curves.write(folder / "curves")
     shutil.rmtree(checkpoint_dir, ignore_errors=True)
     return summary
+
+
+def _check_finite(step: int, metrics: dict[str, float]) -> None:
+    if not all(math.isfinite(value) for value in metrics.values()):
+        raise ValueError(
+            f"the loss must stay finite: step {step} gave {metrics}; lower "
+            "train.optimizer.learning_rate"
+        )
+
+
+def _follow() -> Hooks:
+    """Hooks of a process that only computes its share."""
+    return Hooks(
+        track=_check_finite,
+        validate=lambda _: {},
+        preview=lambda *_: None,
+        save=lambda _: None,
+        advance=lambda *_: None,
+    )
 
 
 def spread(num: int, of: int) -> np.ndarray:

@@ -71,10 +71,11 @@ def train(
     for step, batch in enumerate(batches, start=state.step + 1):
         last = step == until
         state.model.train()
+        state.ranks.seed_dropout(state.generator.initial_seed(), step)
         with autocast():
             loss = objective(state.model, batch, state.steps, state.generator)
         state.update(loss)
-        tokens += batch.z_0.numel()
+        tokens += batch.z_0.numel() * state.ranks.size
         if last or step % cadence.log == 0:
             metrics = _scalars(loss, state)
             metrics["tokens_per_second"] = tokens / (time.perf_counter() - started)
@@ -95,5 +96,6 @@ def _scalars(loss: LossTerms, state: TrainState) -> dict[str, float]:
     names = ("loss", "bound", "auxiliary", "contrast", "gradient_norm")
     values = (loss.total, loss.bound, loss.auxiliary, loss.contrast, state.grad_norm)
     # One transfer for all of them, hence one wait.
-    numbers = torch.stack([value.detach().float().cpu() for value in values]).tolist()
+    scalars = torch.stack([value.detach().float().to(loss.total.device) for value in values])
+    numbers = state.ranks.average(scalars).tolist()
     return dict(zip(names, numbers, strict=True)) | {"learning_rate": state.learning_rate}

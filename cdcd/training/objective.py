@@ -15,6 +15,7 @@ from cdcd.diffusion.losses import Adaptive, LossTerms, combine, row_weights
 from cdcd.diffusion.negatives import shuffled_chunks, shuffled_patches
 from cdcd.diffusion.process import Noised, noise
 from cdcd.diffusion.schedule import Schedule
+from cdcd.diffusion.share import Share
 from cdcd.diffusion.timesteps import StepSampler
 from cdcd.models.inputs import DropRates, Inputs
 from cdcd.models.model import ConditionalDenoiser
@@ -32,6 +33,7 @@ class Batch:
         labels: class of each sample (genre, or song where there is none), int64 [b].
         waveform_negatives: tokens of shuffled waveforms, int64 [b, n, l], where they were stored.
         inter_negatives: tokens of samples of another class, int64 [b, n, l], where they are used.
+        share: which samples of a larger batch these are; None for a whole one.
     """
 
     z_0: Tensor
@@ -39,6 +41,7 @@ class Batch:
     labels: Tensor
     waveform_negatives: Tensor | None = None
     inter_negatives: Tensor | None = None
+    share: Share | None = None
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,18 @@ class Objective:
         steps: StepSampler,
         generator: torch.Generator,
     ) -> LossTerms:
-        """Loss of a training batch; `steps` is read, not updated."""
-        t, p_t = steps.sample(len(batch.z_0), generator)
-        inputs = batch.inputs.dropped(self.drop, generator)
+        """Loss of a training batch, or of a share of one; `steps` is read, not updated.
+
+        Equal shares have losses and gradients whose mean is that of the whole batch.
+        """
+        share = batch.share
+        t, p_t = steps.sample(share.total if share else len(batch.z_0), generator)
+        if share is not None:
+            t, p_t = share.cut(t), share.cut(p_t)
+        inputs = batch.inputs.dropped(self.drop, generator, share)
         negatives = self.draw_negatives(batch, generator) if self.contrast else None
         parallel = negatives if self.has_parallel_chains else None
-        noised = noise(batch.z_0, t, self.schedule, generator, parallel)
+        noised = noise(batch.z_0, t, self.schedule, generator, parallel, share)
         choices = (self.schedule.num_steps, self.auxiliary_weight, self.adaptive, self.contrast)
         is_linear = self.contrast is None or self.contrast.form == "linear"
         if is_linear and noised.negatives is None and not self.chunks_logits:
@@ -137,9 +146,11 @@ class Objective:
         if self.intra_unit == "patches":
             assert self.grid is not None, "only pictures have patches"
             return shuffled_patches(
-                batch.z_0, self.num_negatives, self.grid, self.num_chunks, generator
+                batch.z_0, self.num_negatives, self.grid, self.num_chunks, generator, batch.share
             )
-        return shuffled_chunks(batch.z_0, self.num_negatives, self.num_chunks, generator)
+        return shuffled_chunks(
+            batch.z_0, self.num_negatives, self.num_chunks, generator, batch.share
+        )
 
     def chain_losses(
         self, model: ConditionalDenoiser, noised: Noised, negatives: Tensor, inputs: Inputs

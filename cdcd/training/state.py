@@ -17,6 +17,7 @@ from cdcd.diffusion.timesteps import StepSampler
 from cdcd.models.model import ConditionalDenoiser
 from cdcd.training.ema import Ema
 from cdcd.training.optim import rate_factor
+from cdcd.training.ranks import ALONE, Ranks
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -30,6 +31,7 @@ class TrainState:
 
     Attributes:
         step: optimiser steps taken.
+        ranks: this process among those that train together; the state is the same in all of them.
         grad_norm: gradient norm of the last step before clipping, a tensor on the device.
     """
 
@@ -45,7 +47,9 @@ class TrainState:
         decay: Any,
         clip_norm: float,
         ema_decay: float,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.model = model
         self.optimizer = optimizer
         self.steps = steps
@@ -76,10 +80,28 @@ class TrainState:
             group["lr"] = base * factor
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
+        self.ranks.average_gradients(self.model.parameters())
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         self.ema.update(self.model, self.step)
-        self.steps.update(loss.t, loss.per_sample)
+        if self.steps.kind == "importance":
+            self.steps.update(self.ranks.gather(loss.t), self.ranks.gather(loss.per_sample))
+
+    def align(self) -> None:
+        """Start all processes from the first one's weights.
+
+        Raises:
+            CheckpointError: they go on from different steps.
+        """
+        here = torch.tensor([self.step], device=next(self.model.parameters()).device)
+        steps = self.ranks.gather(here).tolist()
+        if len(set(steps)) > 1:
+            raise CheckpointError(
+                f"all training processes must find the same checkpoint: got steps {steps}; give "
+                "the machines one file system"
+            )
+        self.ranks.align(self.model)
+        self.ranks.align(self.ema.model)
 
     def save(self, folder: Path, facts: dict[str, Any]) -> None:
         """Write the checkpoint; the earlier one stays until the new one is whole.

@@ -59,9 +59,44 @@ def test_a_cluster_needs_dask_and_a_server_that_its_workers_reach(
     with pytest.raises(ValueError, match="PREFECT_API_URL is not set; start one") as info:
         mapping.check_cluster("tcp://scheduler:8786")
     assert "\n" not in str(info.value)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    for address in ("tcp://127.0.0.1:9", "tcp://127.0.0.1:port", "tls://[::1"):
+        with pytest.raises(ValueError, match=r"does not answer .*; start `dask scheduler`") as info:
+            mapping.check_cluster(address)
+        assert address in str(info.value)
+        assert "\n" not in str(info.value)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"prefect-dask is not installed; run pip install"):
         mapping.check_cluster("local")
+
+
+def test_the_machine_decides_where_parts_run_before_the_parameters_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(mapping.CLUSTER, raising=False)
+    assert mapping.cluster_of(None) is None
+    assert mapping.cluster_of("local") == "local"
+    monkeypatch.setenv(mapping.CLUSTER, "tcp://127.0.0.1:8786")
+    assert mapping.cluster_of(None) == "tcp://127.0.0.1:8786"
+    for wrong in ("127.0.0.1:8786", "tcp://a b", "dask"):
+        monkeypatch.setenv(mapping.CLUSTER, wrong)
+        with pytest.raises(ValueError, match="CDCD_CLUSTER must be local or the address") as info:
+            mapping.cluster_of("local")
+        assert repr(wrong) in str(info.value)
+
+
+def test_a_part_runs_in_the_projects_folder_wherever_its_worker_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere, project = tmp_path / "elsewhere", tmp_path / "project"
+    for folder in (elsewhere, project):
+        folder.mkdir()
+    (project / "job").touch()
+    monkeypatch.chdir(elsewhere)
+    assert mapping._call(os.path.exists, "job", str(project)) is True
+    with pytest.raises(ValueError, match="must see the project's folder at the same path") as info:
+        mapping._call(os.path.exists, "job", str(tmp_path / "missing"))
+    assert "share the file system" in str(info.value)
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +129,10 @@ def test_inside_a_flow_every_item_is_a_task_with_the_same_retries(
         mapper = mapping.make_mapper(2)
         assert isinstance(mapper, mapping.PrefectMapper)
         found["doubled"] = list(mapper(double, range(5)))
-        found["io"] = list(mapper(fail, [(str(tmp_path / "io"), errno.EIO)]))
+        alone = mapping.make_mapper(1)  # a process that starts takes seconds
+        found["io"] = list(alone(fail, [(str(tmp_path / "io"), errno.EIO)]))
         with pytest.raises(OSError, match="No space"):
-            list(mapper(fail, [(str(tmp_path / "full"), errno.ENOSPC)]))
+            list(alone(fail, [(str(tmp_path / "full"), errno.ENOSPC)]))
 
     mapped()
     assert found == {"doubled": [0, 2, 4, 6, 8], "io": [errno.EIO]}

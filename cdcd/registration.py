@@ -7,11 +7,13 @@ with broken weights is never registered.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cdcd import tracking
+from cdcd import licences, model_card, tracking
 from cdcd.config import Params
 from cdcd.data.files import write_json
 from cdcd.data.samples import TASKS
@@ -25,12 +27,6 @@ REQUIREMENTS = {
     "text2image": (*_COMMON, "transformers", "tokenizers"),
     "class2image": _COMMON,
 }
-DESCRIPTIONS = {
-    "dance2music": ("Music for dance videos", "songs"),
-    "text2image": ("Pictures from text", "captions"),
-    "class2image": ("Pictures of classes", "pictures"),
-}
-"""What each task makes, and what was held out to score it."""
 
 
 class RegistrationError(ValueError):
@@ -95,6 +91,53 @@ def check_encoder(folder: Path) -> None:
             )
 
 
+def check_partners(origin: model_card.Origin, metrics: Mapping[str, Any]) -> None:
+    """Check that codec and scores are those of the model, as far as they say whose they are.
+
+    Raises:
+        RegistrationError: one is of another model.
+    """
+    codec, told = origin.hashes.get("weights of the codec"), origin.model.get("codec_sha256")
+    if told is not None and told != codec:
+        raise RegistrationError(
+            f"the codec must be the one that the model was trained with: its SHA-256 is "
+            f"{str(codec)[:12]}…, the model's {str(told)[:12]}…; run `dvc repro train`"
+        )
+    scored = (metrics.get("versions") or {}).get("sha256 of model.safetensors")
+    own = origin.hashes.get("weights of the model")
+    if scored is not None and scored != own:
+        raise RegistrationError(
+            f"the scores must be of this model: they are of weights {str(scored)[:12]}…, these "
+            f"are {str(own)[:12]}…; run `evaluate` again"
+        )
+
+
+def example_row(task: str) -> dict[str, Any]:
+    """What a model of a task can be asked; small enough to be kept with it."""
+    shared = {"seed": 0, "as_base64": True}
+    match task:
+        case "dance2music":
+            return {"video_base64": _example_video(), "format": "wav", **shared}
+        case "text2image":
+            return {"text": "a small red bird with black wings", "num": 1, **shared}
+        case _:
+            return {"class": 0, "num": 1, **shared}
+
+
+def _example_video() -> str:
+    """One second of a square that jumps, mp4 in base64; two kilobytes."""
+    import base64
+
+    import numpy as np
+
+    from cdcd.media import encode_clip
+
+    frames = np.zeros((10, 48, 64, 3), dtype=np.uint8)
+    for index, frame in enumerate(frames):
+        frame[16:32, 8 + 32 * (index % 2) : 24 + 32 * (index % 2)] = 255
+    return base64.b64encode(encode_clip(frames, fps=10, crf=35)).decode("ascii")
+
+
 def register_model(
     params: Params,
     *,
@@ -104,6 +147,8 @@ def register_model(
     metrics_path: str | Path,
     out_path: str | Path,
     encoder_dir: str | Path | None = None,
+    train_run_id: str | None = None,
+    shards_dir: str | Path | None = None,
 ) -> dict[str, Any]:
     """Register a trained model with what it needs under its dataset's name, and set the aliases.
 
@@ -111,11 +156,13 @@ def register_model(
         params: `register.names` names the model, `register.main_score` the score that decides
             (of the dataset's own view), `generate` how the model samples where nobody says.
         dataset: what it was trained on.
-        model_dir: with model.safetensors, model.json and run.json.
+        model_dir: with model.safetensors and model.json.
         codec_dir: with codec.safetensors and codec.json.
         metrics_path: the table that `evaluate` wrote.
         out_path: JSON that receives what is returned.
         encoder_dir: with the text encoder in `text/`; only used, and needed, by models of texts.
+        train_run_id: the run that trained the model, if it is known.
+        shards_dir: the data it was trained on, for the model card; None where it is not at hand.
 
     Returns:
         name, version, aliases, uri, score (name and mean), promotion (why, or why not) and champion
@@ -148,20 +195,33 @@ def register_model(
             f"register.main_score must be a finite score of systems.model in {metrics_path}: got "
             f"{main}; choose one of {', '.join(sorted(scores)) or 'none'}, or run `evaluate` again"
         )
+    metrics = json.loads(metrics_path.read_text(encoding="utf-8"))
+    origin = model_card.read_origin(
+        dataset,
+        model_dir,
+        codec_dir,
+        None if shards_dir is None else Path(shards_dir),
+        tracking.run_settings(train_run_id),
+        tracking.git_state(),
+    )
+    check_partners(origin, metrics)
     champion = tracking.version_by_alias(name, CHAMPION)
     tags = {
         "dataset": dataset,
-        **tracking.git_state(),
+        "licence": licences.strictest(origin.terms),
+        **origin.state,
         **{key: tag for label, score in scores.items() for key, tag in score.tags(label).items()},
     }
-    trained_by = tracking.read_run_id(model_dir / "run.json")
-    if trained_by is not None:
-        tags["train_run_id"] = trained_by
-    made, held_out = DESCRIPTIONS[task]
+    if train_run_id is not None:
+        tags["train_run_id"] = train_run_id
     means = {label: score.mean for label, score in scores.items()}
+    sampler = sampler_of(params)
+    card = model_card.write_card(name, task, origin, metrics, main, sampler)
     with tempfile.TemporaryDirectory() as temporary:
         artifacts["sampler"] = Path(temporary) / "sampler.json"
-        write_json(artifacts["sampler"], {"sampler": sampler_of(params)})
+        write_json(artifacts["sampler"], {"sampler": sampler})
+        artifacts["card"] = Path(temporary) / "MODEL_CARD.md"
+        artifacts["card"].write_text(card, encoding="utf-8")
         version = tracking.log_model_version(
             name,
             dataset=dataset,
@@ -171,13 +231,18 @@ def register_model(
             code_paths=[PACKAGE, PACKAGE.parent / "kernels"],
             requirements=requirements(task),
             tags=tags,
-            description=(
-                f"{made}, trained on {dataset}; {main} {scores[main]} on held-out {held_out}. "
-                "Loading it runs the code it holds."
-            ),
-            metadata={"dataset": dataset, "task": task, "main_score": main, "scores": means},
+            description=model_card.description(card),
+            metadata={
+                "dataset": dataset,
+                "task": task,
+                "main_score": main,
+                "scores": means,
+                "licence": tags["licence"],
+            },
+            input_example=example_row(task),
         )
     tracking.set_alias(name, CANDIDATE, version.version)
+    tracking.link_version(name, version.version, dataset, [train_run_id, version.run_id])
     rule = params.register_.promotion
     control = None
     if rule.above_control is not None:

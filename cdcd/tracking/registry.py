@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from cdcd import MODEL_FORMAT
 from cdcd.tracking.runs import open_run
 from cdcd.tracking.store import TrackingError, open_client, tracking_uri
 
@@ -42,6 +44,7 @@ def log_model_version(
     tags: Mapping[str, str],
     description: str,
     metadata: Mapping[str, Any],
+    input_example: Mapping[str, Any] | None = None,
 ) -> ModelVersion:
     """Log a models-from-code pyfunc (a video, a text or a class in, files out) and register it.
 
@@ -58,7 +61,8 @@ def log_model_version(
         requirements: pip requirements, pinned.
         tags: of the version.
         description: of the version, shown in the UI.
-        metadata: of the model, JSON-able.
+        metadata: of the model, JSON-able; `MODEL_FORMAT` is added.
+        input_example: a row that the model can be asked, shown in the UI; it is not tried.
     """
     with open_run("register", dataset, tags=tags, needs_store=True) as tracker:
         if tracker.run_id is None:
@@ -66,17 +70,23 @@ def log_model_version(
                 "register needs the tracking store: got CDCD_TRACKING=off; unset it"
             )
         import mlflow
+        import pandas as pd
 
         mlflow.set_tracking_uri(tracking_uri())
         with mlflow.start_run(run_id=tracker.run_id):
-            logged = mlflow.pyfunc.log_model(
+            logged = mlflow.models.Model.log(
+                None,
+                _Untried,
                 name=name,
+                flavor_name="pyfunc",
+                validate_serving_input=False,
                 python_model=str(python_model),
                 artifacts={key: str(path) for key, path in artifacts.items()},
                 code_paths=[str(path) for path in code_paths],
                 pip_requirements=requirements,
                 signature=_signature(task),
-                metadata=dict(metadata),
+                input_example=None if input_example is None else pd.DataFrame([input_example]),
+                metadata={**metadata, "format": MODEL_FORMAT, "cdcd": _installed()},
                 registered_model_name=name,
             )
         client, version = open_client(), str(logged.registered_model_version)
@@ -86,35 +96,65 @@ def log_model_version(
         return ModelVersion._of(client.get_model_version(name, version))
 
 
+class _Untried:
+    """MLflow's `pyfunc`, which forgets to pass on that the example shall not be tried.
+
+    Trying would load the model and generate: minutes for a large one, and only a warning where it
+    fails.
+    """
+
+    @staticmethod
+    def save_model(*, validate_serving_input: bool, **options: Any) -> None:
+        """Save as `mlflow.pyfunc` does."""
+        import mlflow
+
+        assert not validate_serving_input
+        mlflow.pyfunc.save_model(**options)
+
+
+def _installed() -> str:
+    """This version of cdcd; `unknown` where it runs from a bare copy."""
+    try:
+        return importlib.metadata.version("cdcd")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def _signature(task: str) -> Any:
-    """What `cdcd.serving` reads and returns, for MLflow."""
+    """What `cdcd.serving` reads and returns, for MLflow.
+
+    No column is required and no number typed, though one column is needed: MLflow's own complaints
+    repeat the whole input, and it refuses whole numbers for `guidance` and gaps in `seed`.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import AnyType, Array
 
-    def optional(**kinds: DataType) -> list[ColSpec]:
-        return [ColSpec(kind, label, required=False) for label, kind in kinds.items()]
-
-    text, number, whole = DataType.string, DataType.double, DataType.long
-    settings = optional(out=text, seed=whole, guidance=number, truncation=number)
+    text, number, whole, anything = DataType.string, DataType.double, DataType.long, AnyType()
     if task == "dance2music":
-        given = [ColSpec(text, "video")]
-        made = [
-            ColSpec(text, "audio_path"),
-            ColSpec(whole, "sample_rate_hz"),
-            ColSpec(number, "duration_seconds"),
-        ]
+        given = {"video": anything, "video_base64": anything, "format": anything}
+        made: dict[str, Any] = {
+            "audio_path": text,
+            "audio_base64": text,
+            "sample_rate_hz": whole,
+            "duration_seconds": number,
+        }
     else:
         # A class is a number or a name.
-        asked = ColSpec(text, "text") if task == "text2image" else ColSpec(AnyType(), "class")
-        given = [asked, *optional(num=whole)]
-        made = [
-            ColSpec(Array(text), "image_paths"),
-            ColSpec(whole, "width"),
-            ColSpec(whole, "height"),
-            ColSpec(whole, "num_tokens_dropped"),
-        ]
-    return ModelSignature(inputs=Schema([*given, *settings]), outputs=Schema(made))
+        given = {"text" if task == "text2image" else "class": anything, "num": anything}
+        made = {
+            "image_paths": Array(text),
+            "images_base64": Array(text),
+            "width": whole,
+            "height": whole,
+            "num_tokens_dropped": whole,
+        }
+    settings = ("out", "as_base64", "seed", "guidance", "truncation")
+    given |= dict.fromkeys(settings, anything)
+    return ModelSignature(
+        inputs=Schema([ColSpec(kind, name, required=False) for name, kind in given.items()]),
+        outputs=Schema([ColSpec(kind, name) for name, kind in made.items()]),
+    )
 
 
 def version_by_alias(name: str, alias: str) -> ModelVersion | None:
@@ -151,11 +191,25 @@ def set_alias(name: str, alias: str, version: str) -> None:
     open_client().set_registered_model_alias(name, alias, version)
 
 
+def run_settings(run_id: str | None) -> dict[str, str]:
+    """The parameters that a run recorded, by dotted name; empty where the store has no such run."""
+    if run_id is None:
+        return {}
+    client = open_client()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(client.get_run(run_id).data.params)
+    except MlflowException:
+        return {}
+
+
 def download_model(uri: str) -> dict[str, Path]:
     """Fetch a `models:/…` URI and return the folders of its artifacts by name.
 
     Raises:
-        TrackingError: no such model, version or alias, or a model of another kind.
+        TrackingError: no such model, version or alias, a model of another kind, or one that
+            another version of cdcd logged in a format that this one does not read.
     """
     open_client()
     import mlflow
@@ -167,10 +221,31 @@ def download_model(uri: str) -> dict[str, Path]:
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
         described = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
         artifacts = described["flavors"]["python_function"]["artifacts"]
-        return {name: folder / entry["path"] for name, entry in artifacts.items()}
-    except (MlflowException, OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        found = {name: folder / entry["path"] for name, entry in artifacts.items()}
+        about = described.get("metadata") or {}
+    except (MlflowException, OSError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TrackingError(
             f"--model must name a registered version or alias: got {uri} ({reason}); "
             "see `make ui` for those that exist"
         ) from error
+    _check_format(uri, about)
+    missing = {"model", "codec"} - set(found)
+    if missing:
+        raise TrackingError(
+            f"--model must be a model that cdcd registered: {uri} has no artifact "
+            f"{' and no '.join(sorted(missing))}; see `make ui` for others"
+        )
+    return found
+
+
+def _check_format(uri: str, about: Mapping[str, Any]) -> None:
+    """Refuse a model whose artifacts mean something else; the first ones told no format."""
+    theirs = about.get("format", MODEL_FORMAT)
+    if theirs != MODEL_FORMAT:
+        raise TrackingError(
+            f"--model must be of format {MODEL_FORMAT}, which this cdcd {_installed()} reads: "
+            f"{uri} is of format {theirs}, logged by cdcd {about.get('cdcd', 'unknown')}; use that "
+            f'version, register again, or call mlflow.pyfunc.load_model("{uri}"), which brings its '
+            "own code"
+        )

@@ -19,13 +19,10 @@ from cdcd import tracking
 from cdcd.config import Params
 from cdcd.data.samples import TASKS
 from cdcd.generation import read_sampler
+from cdcd.model_card import HELD_OUT, MAKES
 from cdcd.models.picture_conditioner import ClassSpec
-from cdcd.registration import (
-    DESCRIPTIONS,
-    REQUIREMENTS,
-    register_model,
-    requirements,
-)
+from cdcd.registration import REQUIREMENTS, example_row, register_model, requirements
+from cdcd.tracking.store import open_client
 from tests.cdcd.generation import tiny_models
 
 
@@ -43,7 +40,6 @@ def inputs(tmp_path: Path, shared_store: str, monkeypatch: pytest.MonkeyPatch) -
         folder.mkdir(parents=True)
         save_file({"w": torch.ones(3)}, folder / f"{name}.safetensors")
         (folder / f"{name}.json").write_text("{}")
-    (tmp_path / "models" / "aist" / "run.json").write_text('{"run_id": "abc"}')
     _score(tmp_path, 0.5)
     return tmp_path
 
@@ -65,6 +61,7 @@ def _register(params: Params, folder: Path, dataset: str = "aist") -> dict[str, 
         codec_dir=folder / "codecs" / "aist",
         metrics_path=folder / "metrics.json",
         out_path=folder / "registered.json",
+        train_run_id="abc",
     )
 
 
@@ -86,6 +83,12 @@ def test_every_version_is_candidate_and_the_rule_makes_the_champion(
     _score(inputs, 0.9, control=0.95)
     below = _register(params, inputs)
     assert below["aliases"] == ["candidate"], "shuffled conditions score as high"
+
+    metrics = json.loads((inputs / "metrics.json").read_text())
+    del metrics["systems"]["shuffled"]
+    (inputs / "metrics.json").write_text(json.dumps(metrics))
+    alone = _register(params, inputs)
+    assert alone["aliases"] == ["candidate"], "without the control nothing tells what it is worth"
 
     _score(inputs, 0.5)
     equal = _register(params, inputs)
@@ -111,6 +114,76 @@ def test_every_version_is_candidate_and_the_rule_makes_the_champion(
     assert "safetensors==" in (folder / "requirements.txt").read_text()
 
 
+def test_a_version_tells_what_it_is_and_how_it_may_be_used(
+    inputs: Path, make_params: Callable[..., Params]
+) -> None:
+    params = make_params({"register": {"names": {"aist": "told"}}})
+    codec = inputs / "codecs" / "aist" / "codec.json"
+    codec.write_text('{"kind": "jukebox", "facts": {"source": "released"}}')
+    done = _register(params, inputs)
+    version = open_client().get_model_version("told", done["version"])
+    assert version.tags["licence"] == "non-commercial"
+    artifacts = tracking.download_model(done["uri"])
+    card = artifacts["card"].read_text()
+    assert artifacts["card"].name == "MODEL_CARD.md"
+    assert version.description.startswith(card.rstrip())
+    assert "| **model** | 0.5 |" in card
+    assert "| shuffled | 0.1 |" in card
+    assert "| Jukebox code and weights | OpenAI, non-commercial" in card
+    folder = next(path.parent for path in artifacts["model"].parents if path.name == "artifacts")
+    example = json.loads((folder / "input_example.json").read_text())
+    assert dict(zip(example["columns"], example["data"][0], strict=True))["as_base64"] is True
+
+
+def test_an_example_video_is_one(tmp_path: Path) -> None:
+    import base64
+
+    from cdcd.media import probe
+
+    sent = example_row("dance2music")["video_base64"]
+    (tmp_path / "video").write_bytes(base64.b64decode(sent))
+    assert probe(tmp_path / "video").duration_seconds == pytest.approx(1)
+    assert len(sent) < 4000
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ("format: 1", None),
+        ("dataset: aist", None),  # the first ones told no format
+        ("format: 2\n  cdcd: 9.9.9", "of format 2, logged by cdcd 9.9.9; use that version"),
+    ],
+)
+def test_a_model_of_another_version_is_one_line(
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    about: str,
+    words: str | None,
+) -> None:
+    listed = "".join(f"        {name}: {{path: {name}}}\n" for name in ("model", "codec"))
+    (tmp_path / "MLmodel").write_text(
+        f"flavors:\n  python_function:\n    artifacts:\n{listed}metadata:\n  {about}\n"
+    )
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", lambda **_: str(tmp_path))
+    if words is None:
+        assert tracking.download_model("models:/m@champion")["model"] == tmp_path / "model"
+        return
+    with pytest.raises(tracking.TrackingError, match=words) as caught:
+        tracking.download_model("models:/m@champion")
+    assert "\n" not in str(caught.value)
+
+
+def _other_codec(folder: Path) -> None:
+    (folder / "models" / "aist" / "model.json").write_text('{"codec_sha256": "0123456789abcdef"}')
+
+
+def _other_scores(folder: Path) -> None:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["versions"] = {"sha256 of model.safetensors": "0123456789abcdef"}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
 def _nan_weight(folder: Path) -> None:
     save_file(
         {"w": torch.tensor([1.0, float("nan")])}, folder / "models" / "aist" / "model.safetensors"
@@ -132,6 +205,8 @@ def _cut_weights(folder: Path) -> None:
         (_nan_weight, "weights must be finite: w of"),
         (_no_codec, r"needs .*codec\.safetensors"),
         (_cut_weights, "must be a safetensors file"),
+        (_other_codec, "the codec must be the one that the model was trained with: its SHA-256"),
+        (_other_scores, "the scores must be of this model: they are of weights 0123456789ab"),
         (lambda folder: (folder / "metrics.json").unlink(), "needs its scores"),
         (lambda folder: (folder / "metrics.json").write_text("[]"), "must hold a table `systems`"),
         (lambda folder: _score(folder, float("nan")), "register.main_score must be a finite score"),
@@ -161,7 +236,7 @@ def test_requirements_are_versions_that_a_package_index_has(task: str) -> None:
 
 
 def test_every_dataset_has_a_task_that_can_be_registered() -> None:
-    assert set(TASKS.values()) == set(REQUIREMENTS) == set(DESCRIPTIONS)
+    assert set(TASKS.values()) == set(REQUIREMENTS) == set(MAKES) == set(HELD_OUT)
 
 
 def test_an_unknown_alias_is_one_line(inputs: Path) -> None:
@@ -230,7 +305,7 @@ def test_a_registered_model_serves_pictures_elsewhere(
     assert done["aliases"] == ["candidate", "champion"]
     artifacts = tracking.download_model(done["uri"])
     assert set(artifacts) == {
-        "model", "codec", "sampler", *(["encoder"] if name == "cub200" else []),
+        "model", "codec", "sampler", "card", *(["encoder"] if name == "cub200" else []),
     }  # fmt: skip
     assert read_sampler(artifacts["sampler"]) == {
         key: getattr(params.of(name).generate, key)
@@ -250,7 +325,8 @@ def test_a_registered_model_serves_pictures_elsewhere(
     )
     assert served.returncode == 0, served.stderr
     told = json.loads(served.stdout.splitlines()[-1])
-    assert told["inputs"] == [column, "num", "out", "seed", "guidance", "truncation"]
+    settings = ["num", "out", "as_base64", "seed", "guidance", "truncation"]
+    assert told["inputs"] == [column, *settings]
     assert told["outputs"] == told["columns"]
     assert [row["image_paths"] for row in told["rows"]] == [["a.png"], ["b/0.png", "b/1.png"]]
     assert all((elsewhere / path).is_file() for path in ("a.png", "b/0.png", "b/1.png"))

@@ -1,16 +1,18 @@
 """Runs, artifacts, model versions and aliases: the only package that imports MLflow."""
 
-from cdcd.tracking.base import NullTracker, Tracker, flatten, is_number, read_run_id
+from cdcd.tracking.base import DataInput, NullTracker, Tracker, flatten, is_number, read_run_id
+from cdcd.tracking.identity import git_state
 from cdcd.tracking.registry import (
     ModelVersion,
     download_model,
     log_model_version,
+    run_settings,
     set_alias,
     set_version_tags,
     version_by_alias,
     version_by_number,
 )
-from cdcd.tracking.runs import MlflowTracker, git_state, open_run, spool_root, sync
+from cdcd.tracking.runs import MlflowTracker, link_version, open_run, spool_root, sync
 from cdcd.tracking.store import (
     TELEMETRY_OFF,
     TrackingError,
@@ -21,6 +23,7 @@ from cdcd.tracking.store import (
 
 __all__ = [
     "TELEMETRY_OFF",
+    "DataInput",
     "MlflowTracker",
     "ModelVersion",
     "NullTracker",
@@ -31,10 +34,12 @@ __all__ = [
     "flatten",
     "git_state",
     "is_number",
+    "link_version",
     "log_model_version",
     "open_run",
     "read_run_id",
     "repository_root",
+    "run_settings",
     "set_alias",
     "set_version_tags",
     "spool_root",

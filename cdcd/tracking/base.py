@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+@dataclass(frozen=True)
+class DataInput:
+    """Data that a run read, as MLflow's page of the run shows it under Datasets.
+
+    Attributes:
+        name: such as `aist/tokens`.
+        digest: of its content, at most 36 characters.
+        source: its path, relative to the repository's root.
+        profile: counts, JSON-able.
+        context: what it was read for: training, evaluation or another stage.
+    """
+
+    name: str
+    digest: str
+    source: str
+    profile: Mapping[str, Any] = field(default_factory=dict)
+    context: str = "training"
 
 
 class Tracker(Protocol):
@@ -45,6 +65,16 @@ class Tracker(Protocol):
         """Add or replace tags of the run."""
         ...
 
+    def log_inputs(self, inputs: Sequence[DataInput]) -> None:
+        """Name the data that the run read."""
+        ...
+
+    def log_child(
+        self, name: str, metrics: Mapping[str, Any], tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Record numbers of a part of the run, such as one seed, as a run of its own below it."""
+        ...
+
     def flush(self) -> None:
         """Send what is buffered."""
         ...
@@ -74,6 +104,14 @@ class NullTracker:
         """Do nothing."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Do nothing."""
+
+    def log_inputs(self, inputs: Sequence[DataInput]) -> None:
+        """Do nothing."""
+
+    def log_child(
+        self, name: str, metrics: Mapping[str, Any], tags: Mapping[str, str] | None = None
+    ) -> None:
         """Do nothing."""
 
     def flush(self) -> None:

@@ -1,18 +1,19 @@
 """What a run recorded while MLflow could not take it: files under data/spool, sent by `cdcd sync`.
 
 A spooled run is a folder: `run.json` (stage, dataset, tags, the id of the MLflow run if there is
-one), `records.jsonl` (parameters, metrics, tags and artifacts in the order they came) and
-`artifacts/`. Nothing here imports MLflow.
+one), `records.jsonl` (parameters, metrics, tags, inputs, children and artifacts in the order they
+came) and `artifacts/`. Nothing here imports MLflow.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ class Record:
     """One thing that was recorded.
 
     Attributes:
-        kind: params, metrics, tags, artifact or end.
-        content: of params and tags a mapping; of metrics [key, value, milliseconds, step] rows; of
-            an artifact [path below `artifacts/`, folder in the run]; of the end a status.
+        kind: params, metrics, tags, inputs, child, artifact or end.
+        content: of an artifact [path below `artifacts/`, folder in the run]; of the others what
+            `cdcd.tracking.records` sends.
     """
 
     kind: str
@@ -50,7 +51,13 @@ class Spool:
 
     @classmethod
     def new(
-        cls, root: Path, stage: str, dataset: str, tags: Mapping[str, str], run_id: str | None
+        cls,
+        root: Path,
+        stage: str,
+        dataset: str,
+        tags: Mapping[str, str],
+        run_id: str | None,
+        started: int | None = None,
     ) -> Spool:
         """Make the folder of a run.
 
@@ -60,6 +67,11 @@ class Spool:
             dataset: the experiment.
             tags: of the run.
             run_id: of the MLflow run that this belongs to, None where none could be made.
+            started: when the run began, in milliseconds since the epoch; None: now.
+
+        Raises:
+            OSError: the folder cannot be made.
+            StorageError: its disk is full.
         """
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         folder = root / f"{stamp}-{stage}-{dataset}-{uuid.uuid4().hex[:8]}"
@@ -69,22 +81,34 @@ class Spool:
             "dataset": dataset,
             "tags": dict(tags),
             "run_id": run_id,
-            "started": int(time.time() * 1000),
+            "started": int(time.time() * 1000) if started is None else started,
             "pid": os.getpid(),
         }
-        write_json(folder / "run.json", about)
+        try:
+            write_json(folder / "run.json", about)
+        except Exception:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return cls(folder)
 
     def add(self, kind: str, content: Any) -> None:
-        """Append a record."""
-        with (self.folder / "records.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps([kind, content]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Append a record.
 
-    def add_metrics(self, rows: Sequence[tuple[str, float, int, int]]) -> None:
-        """Append numbers: key, value, milliseconds since the epoch, step."""
-        self.add("metrics", [list(row) for row in rows])
+        Raises:
+            OSError: it could not be written; no part of it stays.
+        """
+        line = (json.dumps([kind, content]) + "\n").encode()
+        with (self.folder / "records.jsonl").open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                written = file.write(line)
+                if written != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                # A full disk may have taken a part, and the next record would continue its line.
+                file.truncate(before)
+                raise
 
     def add_artifact(self, path: Path, folder: str | None) -> None:
         """Keep a copy of a file or of a folder's content.

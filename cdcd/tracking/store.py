@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
+
+from cdcd.settings import shown
 
 # MLflow honours only the word `true`.
 TELEMETRY_OFF = {
@@ -16,17 +20,33 @@ TELEMETRY_OFF = {
     "DVC_NO_ANALYTICS": "1",
 }
 # MLflow's own defaults wait for minutes.
-_HTTP = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+_HTTP = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+
+LOCKED_SECONDS = 20.0
+"""How long a store may be locked by another process, as MLflow itself waits for sqlite."""
 
 
 class TrackingError(OSError):
     """The tracking store cannot be opened; the message says where it is and what to do."""
 
 
-def repository_root(start: Path | None = None) -> Path:
+def workspace_root(start: Path | None = None) -> Path:
     """The nearest folder at or above `start` (default: here) with a dvc.yaml, else `start`."""
     start = (start or Path.cwd()).resolve()
     return next((p for p in (start, *start.parents) if (p / "dvc.yaml").is_file()), start)
+
+
+def repository_root(start: Path | None = None) -> Path:
+    """The `workspace_root`, or the repository whose experiment DVC runs there.
+
+    DVC runs queued experiments in copies below `.dvc/tmp` that it throws away, and tells their
+    stages by `DVC_ROOT` where the repository is: what outlives an experiment belongs there.
+    """
+    found = workspace_root(start)
+    told = os.environ.get("DVC_ROOT")
+    if told and found.is_relative_to(Path(told).resolve() / ".dvc" / "tmp"):
+        return Path(told).resolve()
+    return found
 
 
 def tracking_uri() -> str:
@@ -59,6 +79,9 @@ def open_client() -> Any:
     from sqlalchemy.exc import SQLAlchemyError
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It prints a traceback of pages for what its exception says too.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     uri = tracking_uri()
     path = sqlite_path(uri)
     try:
@@ -67,18 +90,27 @@ def open_client() -> Any:
             client.search_experiments(max_results=1)
             return client
         path.parent.mkdir(parents=True, exist_ok=True)
+        _check_opens(path)
         # Processes that meet a missing file would all create its tables, and most would crash.
         with (path.parent / ".create.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             client = mlflow.MlflowClient(uri)
             client.search_experiments(max_results=1)
             return client
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
+        told = str(error).partition("[SQL:")[0].replace(uri, shown(uri))
+        reason = " ".join(told.split())[:200]
         raise TrackingError(
-            f"MLFLOW_TRACKING_URI must name a store that can be opened: got {uri} ({reason}); "
-            "start its server, mend the URI or unset it to use data/mlflow"
+            f"MLFLOW_TRACKING_URI must name a store that can be opened: got {shown(uri)} "
+            f"({reason}); start its server, mend the URI or unset it to use data/mlflow"
         ) from error
+
+
+def _check_opens(path: Path) -> None:
+    """Fail at once on a file that is no database; MLflow would try for more than a minute."""
+    if path.exists():
+        with contextlib.closing(sqlite3.connect(path, timeout=LOCKED_SECONDS)) as connection:
+            connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
 
 
 def ensure_store() -> str:

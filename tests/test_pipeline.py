@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import typing
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -22,10 +24,15 @@ import yaml
 from cdcd.config import Params, Section
 from flows.stage import STAGES
 
+# One fixture runs all stages of all datasets.
+pytestmark = pytest.mark.timeout(1800)
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("cdcd", "kernels", "flows", "presets", "dvc.yaml", ".dvcignore", ".gitignore")
+DVC = (sys.executable, "-m", "dvc")
 DANCES, PICTURES = ("aist", "tiktok"), ("cub200", "coco", "imagenet")
 DATASETS = (*DANCES, *PICTURES)
+TWICE = ("tiktok", "imagenet")
+"""Run a second time on "another machine"; the smallest of each kind."""
 # Read for previews in MLflow, which are no output of the stage.
 PREVIEWED = {"train": {"generate.truncation", "generate.guidance", "generate.stride"}}
 # Run by Python at start-up: notes which parameters each stage reads, for the check on dvc.yaml.
@@ -94,6 +101,15 @@ class Clone(typing.NamedTuple):
         assert done.returncode == code, done.stdout[-6000:]
         return done.stdout
 
+    def dvc(self, *arguments: str, code: int = 0) -> str:
+        """Run DVC in it and return its output."""
+        return self.run(*DVC, *arguments, code=code)
+
+    def at(self, folder: Path) -> Clone:
+        """The same in another folder, whose code is used there."""
+        path = self.environment["PYTHONPATH"].replace(str(self.folder), str(folder))
+        return Clone(folder, self.environment | {"PYTHONPATH": path}, 0.0)
+
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory, toy_text: str) -> Clone:
@@ -107,7 +123,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory, toy_text: str) -> Clone:
         else:
             shutil.copy(source, folder / name)
     (folder / ".dvc").mkdir()
-    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc")
+    for name in ("config", ".gitignore"):
+        shutil.copy(ROOT / ".dvc" / name, folder / ".dvc")
     tree = yaml.safe_load(toy_text) | {"datasets": list(DATASETS)}
     text = yaml.safe_dump(tree, sort_keys=False)
     (folder / "params.yaml").write_text(text)
@@ -124,8 +141,27 @@ def clone(tmp_path_factory: pytest.TempPathFactory, toy_text: str) -> Clone:
     clone = Clone(folder, environment, 0.0)
     clone.run("git", "init", "-q")
     started = time.monotonic()
-    clone.run(sys.executable, "-m", "dvc", "repro")
+    clone.dvc("repro")
     return clone._replace(seconds=time.monotonic() - started)
+
+
+@pytest.fixture(scope="module")
+def commit(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Git repository with a commit of all that Git keeps of the clone, which stays as it is."""
+    repository = tmp_path_factory.mktemp("commit")
+    clone.run("git", "init", "-q", str(repository))
+    git = ("git", f"--git-dir={repository / '.git'}", f"--work-tree={clone.folder}")
+    clone.run(*git, "add", "-A")
+    names = ("-c", "user.name=someone", "-c", "user.email=someone@example.org")
+    clone.run(*git, *names, "commit", "-qm", "a run")
+    return repository
+
+
+def _another_machine(clone: Clone, commit: Path, folder: Path) -> Clone:
+    """A Git clone of the commit without what DVC and MLflow keep beside it."""
+    clone.run("git", "clone", "-q", str(commit), str(folder))
+    assert (folder / "dvc.lock").is_file()
+    return clone.at(folder)
 
 
 def _read(path: Path) -> Any:
@@ -147,7 +183,12 @@ def test_every_stage_left_its_outputs(clone: Clone, dataset: str) -> None:
         f"generated/{dataset}/summary.json",
         f"metrics/{dataset}.json",
         f"metrics/{dataset}.png",
+        f"metrics/{dataset}.csv",
+        f"metrics/{dataset}-scores.json",
+        f"models/{dataset}/curves/train.csv",
         f"registered/{dataset}.json",
+        f"run_ids/train/{dataset}.json",
+        f"run_ids/codec/{dataset}.json",
     ):
         assert (data / path).is_file(), path
     kinds = {path.suffix for path in (data / "generated" / dataset / "previews").iterdir()}
@@ -200,8 +241,100 @@ def test_a_second_run_does_nothing_and_says_so(clone: Clone) -> None:
 def test_git_sees_the_metrics_and_no_other_output(clone: Clone) -> None:
     status = clone.run("git", "status", "--porcelain", "--untracked-files=all", "data")
     assert {line[3:] for line in status.splitlines()} == {
-        f"data/metrics/{dataset}.{kind}" for dataset in DATASETS for kind in ("json", "png")
+        f"data/metrics/{dataset}{end}"
+        for dataset in DATASETS
+        for end in (".json", ".png", ".csv", "-scores.json")
     }
+
+
+@pytest.mark.services
+def test_killed_in_each_stage_another_run_has_the_same_hashes(
+    clone: Clone, commit: Path, tmp_path: Path
+) -> None:
+    other = _another_machine(clone, commit, tmp_path / "other")
+    random, hits = Random(0), 0
+    for index, stage in enumerate(STAGES):
+        label = f"{stage}@{TWICE[index % len(TWICE)]}"
+        seconds = _read(clone.folder / "data" / "runs" / f"{label}.json")["seconds"]
+        hits += _kill_in(other, label, random.uniform(0.0, seconds))
+    assert hits > len(STAGES) // 2, "most stages were still at work"
+    other.run(sys.executable, "-m", "flows.pipeline", "--datasets", *TWICE)
+
+    told = (sys.executable, "-m", "cdcd.cli", "reproduced")
+    said = other.run(*told, "--datasets", *TWICE).splitlines()
+    assert said[-1] == f"reproduced: all {len(STAGES) * len(TWICE)} stages have the hashes of HEAD"
+    # What is left out of the comparison had to be.
+    for dataset in TWICE:
+        mine, theirs = (
+            _read(one.folder / "data" / "run_ids" / "train" / f"{dataset}.json")
+            for one in (other, clone)
+        )
+        assert mine["run_id"] != theirs["run_id"]
+    # The rest is in the lock as well, but only as it was committed.
+    assert "ingest@aist: not run" in other.run(*told, code=1)
+
+
+def _kill_in(clone: Clone, stage: str, seconds: float) -> bool:
+    """Start the pipeline, and kill all of it some time after a stage has begun.
+
+    Returns:
+        Whether the stage was still at work.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", "flows.pipeline", "--datasets", *TWICE],
+        cwd=clone.folder,
+        env=clone.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as runner:
+        assert runner.stdout is not None
+        lines: list[str] = []
+        for line in runner.stdout:
+            lines.append(line)
+            if f"Running stage '{stage}'" in line:
+                break
+        else:
+            pytest.fail(f"{stage} never began:\n{''.join(lines[-40:])}")
+        time.sleep(seconds)
+        os.killpg(runner.pid, signal.SIGKILL)
+        return "Running stage" not in runner.stdout.read()
+
+
+@pytest.mark.services
+def test_another_machine_gets_everything_from_a_remote(
+    clone: Clone, commit: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    clone.dvc("remote", "add", "--local", "--default", "store", str(store))
+    clone.dvc("push", "--quiet")
+    other = _another_machine(clone, commit, tmp_path / "other")
+
+    # Without a remote, or with one that cannot be: an error, and nothing is changed.
+    assert "no default remote" in other.dvc("pull", code=1)
+    (tmp_path / "file").write_text("no folder")
+    other.dvc("remote", "add", "--local", "--default", "store", str(tmp_path / "file" / "store"))
+    assert "Not a directory" in other.dvc("pull", code=255)
+    other.dvc("remote", "modify", "--local", "store", "url", str(tmp_path / "nowhere"))
+    assert "failed to pull data" in other.dvc("pull", code=1)
+    assert other.run("git", "status", "--porcelain") == ""
+
+    other.dvc("remote", "modify", "--local", "store", "url", str(store))
+    other.dvc("pull", "--quiet")
+    assert other.dvc("status", "--json").strip() in {"", "{}"}
+    assert "up to date" in other.dvc("repro")
+    assert not (other.folder / "data" / "mlflow").exists(), "nothing was computed"
+    for path in ("models/aist/model.safetensors", "tokens/coco/train.safetensors"):
+        assert (other.folder / "data" / path).read_bytes() == (
+            clone.folder / "data" / path
+        ).read_bytes()
+    # The run that trained a model stays known with it.
+    path = Path("data") / "run_ids" / "train" / "aist.json"
+    assert (other.folder / path).read_bytes() == (clone.folder / path).read_bytes()
+    assert other.run("git", "status", "--porcelain") == ""
+    metrics = json.loads(other.dvc("metrics", "show", "--json"))[""]["data"]
+    assert metrics["data/metrics/aist-scores.json"]["data"]["model"]["onset_f1"] > 0
 
 
 def _dotted_names() -> dict[str, str]:

@@ -15,16 +15,21 @@ import yaml
 from PIL import Image
 
 from cdcd.data.samples import TASKS
+from cdcd.evaluation.compact import SHOWN
+from cdcd.reproduce import NEVER_THE_SAME
 from cdcd.tracking import TELEMETRY_OFF
+from cdcd.training.curves import FILES
 from flows.stage import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 DVC: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 PIPELINE: dict[str, Any] = DVC["stages"]
-PLOTS: list[str] = DVC["plots"]
+PLOTS: list[str | dict[str, Any]] = DVC["plots"]
+PICTURES = [plot for plot in PLOTS if isinstance(plot, str)]
+DRAWN = {name: plot for entry in PLOTS if isinstance(entry, dict) for name, plot in entry.items()}
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-HELPERS = {"__init__", "mapping", "stage", "summary", "pipeline"}
-OPERATIONS = {"deployments", "notify", "refresh", "rescore", "serve"}
+HELPERS = {"__init__", "launch", "mapping", "stage", "summary", "pipeline"}
+OPERATIONS = {"artifacts", "deployments", "notify", "refresh", "rescore", "serve"}
 
 # Imported, but without influence on what a stage writes under its outputs.
 WITHOUT_INFLUENCE = {
@@ -181,7 +186,9 @@ def test_only_the_metrics_are_kept_out_of_dvcs_cache() -> None:
         for path, options in entry.items()
         if options.get("cache") is False
     }
-    assert uncached == {"data/metrics/${item.dataset}.json", "data/metrics/${item.dataset}.png"}
+    assert uncached == {
+        f"data/metrics/${{item.dataset}}{end}" for end in (".json", ".png", ".csv", "-scores.json")
+    }
 
 
 def test_plots_are_folders_of_pictures_inside_what_a_stage_writes() -> None:
@@ -190,19 +197,41 @@ def test_plots_are_folders_of_pictures_inside_what_a_stage_writes() -> None:
         for dataset, task in TASKS.items()
         if task != "dance2music"
     }
-    assert set(PLOTS) == wanted
-    assert len(PLOTS) == len(wanted)
+    assert set(PICTURES) == wanted
+    assert len(PICTURES) == len(wanted)
     outputs = {out for stage in PIPELINE.values() for out in _outputs(stage)}
-    for plot in PLOTS:
+    for plot in PICTURES:
         kind = plot.split("/")[1]
         assert f"data/{kind}/${{item.dataset}}" in outputs, plot
+
+
+def test_curves_and_main_scores_of_every_dataset_are_plotted() -> None:
+    columns: dict[str, set[str]] = {}
+    for name, plot in DRAWN.items():
+        ((path, field),) = plot["y"].items()
+        dataset = name.partition("_")[0]
+        assert f"/{dataset}" in path, name
+        assert plot["title"].startswith(f"{dataset}: ")
+        columns.setdefault(path, set()).add(plot["x"] if field == "system" else field)
+    for dataset in TASKS:
+        main = PARAMS["register"] | PARAMS["overrides"][dataset]["register"]
+        assert main["main_score"] in columns[f"data/metrics/{dataset}.csv"]
+        assert columns[f"data/metrics/{dataset}.csv"] <= set(SHOWN)
+        assert columns[f"data/models/{dataset}/curves/train.csv"] == {FILES["train.csv"]}
+        if dataset not in {"tiktok", "cub200"}:  # they publish no val split
+            assert columns[f"data/models/{dataset}/curves/val.csv"] == {FILES["val.csv"]}
+
+
+def test_what_no_two_runs_share_is_nobodys_dependency() -> None:
+    deps = [dep for stage in PIPELINE.values() for dep in stage["deps"]]
+    assert not any(dep.startswith(NEVER_THE_SAME) for dep in deps)
 
 
 def test_dvc_shows_the_pictures_of_all_datasets(tmp_path: Path) -> None:
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     pictures = [f"data/metrics/{dataset}.png" for dataset in PARAMS["datasets"]]
-    for number, folder in enumerate(PLOTS):
+    for number, folder in enumerate(PICTURES):
         pictures.append(f"{folder}/picture{number}.png")
     for picture in pictures:
         (tmp_path / picture).parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +45,6 @@ def encode_dataset(
     Raises:
         ValueError: damaged shards or codec, clips of different lengths, or chunks that do not fit.
     """
-    start = time.perf_counter()
     shards_dir = Path(shards_dir)
     facts = read_facts(codec_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -75,7 +73,6 @@ def encode_dataset(
             "num_waveform_negatives": params.encode.num_waveform_negatives,
             "code_usage": round(float(used.float().mean()), 4),
             "codec_sha256": facts["weights_sha256"],
-            "seconds": round(time.perf_counter() - start, 1),
         }
         write_json(folder / "summary.json", summary)
     return summary

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +50,6 @@ def encode_pictures(
     Raises:
         ValueError: damaged shards or codec, or a codec of sound.
     """
-    start = time.perf_counter()
     shards_dir = Path(shards_dir)
     facts = read_facts(codec_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,7 +83,6 @@ def encode_pictures(
             "crops": params.encode.crops,
             "code_usage": round(float(used.mean()), 4),
             "codec_sha256": facts["weights_sha256"],
-            "seconds": round(time.perf_counter() - start, 1),
         }
         write_json(folder / "summary.json", summary)
     return summary

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,7 +77,6 @@ def train_picture_codec(
             is no longer a number.
     """
     own, shards_dir, folder = params.codec.image, Path(shards_dir), Path(folder)
-    start = time.perf_counter()
     device = pick_device()
     if own.weights is not None:
         codec = load_taming(own.weights, own.mapping, own.image_size).to(device)
@@ -93,7 +91,7 @@ def train_picture_codec(
             codec, facts = _train(own, crops, device, tracker)
     codec.eval().requires_grad_(False)
 
-    summary = facts | {"seconds": round(time.perf_counter() - start, 1)}
+    summary = dict(facts)
     summary["num_parameters"] = sum(p.numel() for p in codec.parameters())
     summary["factor"], summary["num_codes"] = codec.factor, codec.num_codes
     summary["grid"] = [own.image_size // codec.factor] * 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +40,14 @@ class MetricSink(Protocol):
         """Record several values of one step at once."""
         ...
 
+    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Keep a copy of a file."""
+        ...
+
+    def log_audio(self, name: str, audio: np.ndarray, sample_rate_hz: int) -> None:
+        """Keep a sound."""
+        ...
+
 
 def train_codec(
     params: Params, shards_dir: str | Path, out_dir: str | Path, tracker: MetricSink | None = None
@@ -55,7 +62,8 @@ def train_codec(
         params: section `codec` is used.
         shards_dir: as the shard stage left it.
         out_dir: replaced when everything in it is written.
-        tracker: receives losses and codebook use every `codec.log_every` steps.
+        tracker: receives losses and codebook use every `codec.log_every` steps, and at the end a
+            held-out clip as it was and as it comes back.
 
     Returns:
         The summary that is also in `summary.json`.
@@ -65,7 +73,6 @@ def train_codec(
             longer a number.
     """
     codec_params, shards_dir = params.codec, Path(shards_dir)
-    start = time.perf_counter()
     if codec_params.weights is not None:
         codec = load_released(codec_params.weights)
         _check_released(codec, codec_params)
@@ -79,7 +86,7 @@ def train_codec(
             codec, facts = _train(codec_params, clips, device, tracker)
     codec.eval().requires_grad_(False)
 
-    summary = facts | {"seconds": round(time.perf_counter() - start, 1)}
+    summary = dict(facts)
     summary["num_parameters"] = sum(p.numel() for p in codec.parameters())
     summary["context_tokens"] = codec.context_tokens
     summary["hop"], summary["num_codes"] = codec.hop, codec.num_codes
@@ -90,6 +97,7 @@ def train_codec(
         if tracker is not None:
             step = int(facts.get("num_steps", 0))
             tracker.log_metrics({f"codec/val/{name}": v for name, v in scores.items()}, step)
+            _show(codec, held_out[0], tracker)
     else:
         logger.warning("%s has no val split: the codec is not judged", shards_dir)
     with atomic_directory(out_dir) as folder:
@@ -142,6 +150,22 @@ def judge(codec: JukeboxVQVAE, clips: list[np.ndarray], batch_size: int = 16) ->
     }
     onset_f1 = _onset_f1(audio.numpy(), decoded.numpy(), codec.sample_rate_hz)
     return scores if onset_f1 is None else scores | {"onset_f1": onset_f1}
+
+
+def _show(codec: JukeboxVQVAE, clip: np.ndarray, tracker: MetricSink) -> None:
+    from cdcd.pictures import compare_spectrograms
+
+    device, rate = next(codec.parameters()).device, codec.sample_rate_hz
+    original = clip[: len(clip) // codec.hop * codec.hop]
+    tokens = codec.encode(torch.from_numpy(original)[None].to(device))
+    decoded = next(iter(decode_batches(codec, tokens, 1)))[0].cpu().numpy()
+    sounds = {"original": original, "reconstruction": decoded}
+    for name, sound in sounds.items():
+        tracker.log_audio(f"codec/{name}", sound, rate)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "spectrograms.png"
+        compare_spectrograms(sounds, rate, path, "a held-out clip")
+        tracker.log_artifact(path, "codec")
 
 
 def perplexity(counts: Tensor) -> float:

@@ -37,6 +37,32 @@ class MetricSink(Protocol):
         """Keep a copy of a file."""
         ...
 
+    def log_child(
+        self, name: str, metrics: Mapping[str, Any], tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Record numbers of a part of the run."""
+        ...
+
+
+def record(
+    tracker: MetricSink, systems: Mapping[str, Any], scores: tables.Scores, files: Iterable[Path]
+) -> None:
+    """Give a tracker what an evaluation found.
+
+    Args:
+        tracker: gets the numbers; those of each seed as a child, where there are several.
+        systems: rows of the table.
+        scores: by system and seed.
+        files: what the run shows; those of `spectrograms` and `grids` in a folder of that name.
+    """
+    tracker.log_metrics(facts.flatten(systems))
+    for seed, found in facts.by_seed(scores).items():
+        tracker.log_child(f"seed {seed}", found, {"seed": str(seed)})
+    for path in files:
+        inner = path.parent.name
+        is_apart = inner in ("spectrograms", "grids")
+        tracker.log_artifact(path, f"evaluation/{inner}" if is_apart else "evaluation")
+
 
 def evaluate(
     params: Params,
@@ -66,7 +92,8 @@ def evaluate(
         model_dir: the denoiser, for bits per token.
         metrics_path: JSON written last: small nested numbers.
         plot_path: PNG.
-        report_dir: `index.html` with players, `table.md` and `scores.json` with every clip's score.
+        report_dir: `index.html` with players, `table.md`, `scores.json` with every clip's score,
+            `spectrograms/`.
         tracker: gets every set score and the written files.
 
     Returns:
@@ -154,9 +181,12 @@ def evaluate(
         report_dir=Path(report_dir),
     )
     if tracker is not None:
-        tracker.log_metrics(facts.flatten(tree["systems"]))
-        for path in (Path(metrics_path), Path(plot_path), Path(report_dir) / "index.html"):
-            tracker.log_artifact(path, "evaluation")
+        folder = Path(report_dir)
+        drawn = sorted((folder / "spectrograms").glob("*.png"))
+        pages = (folder / "index.html", folder / "table.md")
+        record(
+            tracker, tree["systems"], scores, (Path(metrics_path), Path(plot_path), *pages, *drawn)
+        )
     return tree
 
 

@@ -102,6 +102,27 @@ def rounded(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def by_seed(scores: Scores) -> dict[int, dict[str, float]]:
+    """Return every set score `<system>.<score>` of each seed that the model was scored with.
+
+    Systems with other seeds, such as the originals, are the same for all and left out; so is
+    everything where there is one seed alone.
+    """
+    seeds = set(scores.get("model", {}))
+    if len(seeds) < 2:
+        return {}
+    return {
+        seed: {
+            f"{system}.{name}": float(metric.value)
+            for system, mine in scores.items()
+            if set(mine) == seeds
+            for name, metric in mine[seed].items()
+            if metric.value is not None and math.isfinite(metric.value)
+        }
+        for seed in sorted(seeds)
+    }
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Return the numbers of a tree under dotted names."""
     numbers: dict[str, float] = {}

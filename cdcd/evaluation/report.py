@@ -24,6 +24,8 @@ from cdcd.evaluation.systems import GeneratedSet
 from cdcd.evaluation.tables import Scores
 
 NUM_HEARD = 6  # clips with players on the page
+DRAWN = ("ground_truth", "codec_reconstruction", "model")
+"""Systems whose spectrograms stand under each other."""
 _ENDS = ("low", "high")
 
 Row = Mapping[str, Any]
@@ -246,8 +248,26 @@ def _player(audio: NDArray[np.floating]) -> str:
 
     stream = io.BytesIO()
     soundfile.write(stream, np.clip(audio, -1, 1), SAMPLE_RATE_HZ, format="OGG", subtype="VORBIS")
-    encoded = base64.b64encode(stream.getvalue()).decode()
+    encoded = base64.b64encode(_without_serial(stream)).decode()
     return f'<audio controls preload="none" src="data:audio/ogg;base64,{encoded}"></audio>'
+
+
+def _without_serial(stream: io.BytesIO) -> bytes:
+    """The same Ogg without the random number that marks its pages: equal sound, equal bytes."""
+    import av
+
+    made = io.BytesIO()
+    stream.seek(0)
+    with (
+        av.open(stream) as given,
+        av.open(made, "w", format="ogg", options={"fflags": "+bitexact"}) as container,
+    ):
+        copy = container.add_stream_from_template(given.streams.audio[0])
+        for packet in given.demux(given.streams.audio[0]):
+            if packet.dts is not None:  # the last one is empty
+                packet.stream = copy
+                container.mux(packet)
+    return made.getvalue()
 
 
 STYLE = """
@@ -341,7 +361,8 @@ def write(
         sets: the clips to play.
         metrics_path: JSON.
         plot_path: PNG.
-        report_dir: replaced as a whole: `index.html`, `table.md`, `scores.json`.
+        report_dir: replaced as a whole: `index.html`, `table.md`, `scores.json` and
+            `spectrograms/` of the clips with players.
     """
     title = (
         f"{metrics['dataset']}, split {metrics['split']}: mean and 95 % interval "
@@ -366,8 +387,20 @@ def write(
         bits,
         page=page(metrics, plot_path, sounds, captions),
         table=markdown(metrics),
+        add=lambda folder: _draw_spectrograms(folder / "spectrograms", sounds),
     )
     write_json(metrics_path, metrics)
+
+
+def _draw_spectrograms(
+    folder: Path, sounds: Mapping[str, Mapping[str, NDArray[np.floating]]]
+) -> None:
+    from cdcd.pictures import compare_spectrograms
+
+    folder.mkdir()
+    for key, by_system in sounds.items():
+        drawn = {name.replace("_", " "): by_system[name] for name in DRAWN if name in by_system}
+        compare_spectrograms(drawn, SAMPLE_RATE_HZ, folder / f"{key}.png", key)
 
 
 def write_folder(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -70,7 +69,6 @@ def featurize_captions(
     Raises:
         ValueError: damaged shards or encoder, or no captions.
     """
-    start = time.perf_counter()
     shards_dir = Path(shards_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = TextEncoder.load(encoder_dir, device)
@@ -105,7 +103,6 @@ def featurize_captions(
                     encoder=encoder.identity(),
                     num_truncated=int(own.tokens.truncated.sum()),
                 )
-        summary["seconds"] = round(time.perf_counter() - start, 1)
         write_json(folder / "summary.json", summary)
     _report(encoder, summary)
     return summary
@@ -130,7 +127,6 @@ def featurize_classes(
     Raises:
         ValueError: damaged shards, a picture without a class, or one class with two names.
     """
-    start = time.perf_counter()
     shards_dir = Path(shards_dir)
     names: dict[int, str] = {}
     keys: dict[str, list[str]] = {}
@@ -163,7 +159,6 @@ def featurize_classes(
                 opened.info.update(
                     kind="class", keys=own, class_names=class_names, num_classes=num_classes
                 )
-        summary["seconds"] = round(time.perf_counter() - start, 1)
         write_json(folder / "summary.json", summary)
     if untrained:
         logger.warning(

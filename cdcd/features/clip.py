@@ -14,7 +14,6 @@ import logging
 import math
 import shutil
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,14 +91,13 @@ def train_clip(
 
     Returns:
         JSON-able summary: where the encoder is from, its identity, how well held-out captions are
-        told from those of other pictures (with the chance level), seconds.
+        told from those of other pictures (with the chance level).
 
     Raises:
         ValueError: no pictures with captions to train on, a given folder that is no CLIP, or a
             loss that is no longer a number.
     """
     text, folder, shards_dir = params.codec.text, Path(folder), Path(shards_dir)
-    start = time.perf_counter()
     if text.weights is not None:
         facts = _take(Path(text.weights), folder)
     else:
@@ -114,7 +112,6 @@ def train_clip(
         "num_parameters": sum(p.numel() for p in encoder.model.parameters()),
         "image_size": encoder.preparation.size,
         "held_out": judge(encoder, shards_dir, text.seed),
-        "seconds": round(time.perf_counter() - start, 1),
     }
     if tracker is not None and summary["held_out"] is not None:
         scores = {k: v for k, v in summary["held_out"].items() if isinstance(v, float)}

@@ -21,7 +21,7 @@ from cdcd.data.samples import TASKS
 from cdcd.data.shards import is_embedded, iterate_pictures, read_shards_index
 from cdcd.evaluation import facts as shared_facts
 from cdcd.evaluation.controls import derange
-from cdcd.evaluation.evaluate import MetricSink
+from cdcd.evaluation.evaluate import MetricSink, record
 from cdcd.evaluation.frechet import Gaussian
 from cdcd.evaluation.pictures import facts, report, tables
 from cdcd.evaluation.pictures.sets import (
@@ -216,10 +216,12 @@ def evaluate_pictures(
         report_dir=Path(report_dir),
     )
     if tracker is not None:
-        tracker.log_metrics(shared_facts.flatten(tree["systems"]))
-        grids = sorted((Path(report_dir) / "grids").glob("*.png"))
-        for path in (Path(metrics_path), Path(plot_path), Path(report_dir) / "index.html", *grids):
-            tracker.log_artifact(path, "evaluation")
+        folder = Path(report_dir)
+        grids = sorted((folder / "grids").glob("*.png"))
+        pages = (folder / "index.html", folder / "table.md")
+        record(
+            tracker, tree["systems"], scores, (Path(metrics_path), Path(plot_path), *pages, *grids)
+        )
     return tree
 
 

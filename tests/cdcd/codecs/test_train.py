@@ -57,16 +57,30 @@ def shards(tmp_path_factory):
 
 class Sink:
     def __init__(self):
-        self.rows = []
+        self.rows, self.files, self.sounds = [], [], {}
 
     def log_metrics(self, metrics, step):
         self.rows.append((step, dict(metrics)))
+
+    def log_artifact(self, path, folder=None):
+        self.files.append(path.name)
+
+    def log_audio(self, name, audio, sample_rate_hz):
+        self.sounds[name] = audio
 
 
 @pytest.fixture(scope="module")
 def trained(shards, tmp_path_factory):
     sink, out = Sink(), tmp_path_factory.mktemp("out") / "codec"
     return out, train_codec(make_params(), shards, out, sink), sink
+
+
+def test_a_held_out_clip_can_be_compared_by_ear_and_eye(trained):
+    _, _, sink = trained
+    original, decoded = sink.sounds["codec/original"], sink.sounds["codec/reconstruction"]
+    assert original.shape == decoded.shape
+    assert not np.array_equal(original, decoded)
+    assert sink.files == ["spectrograms.png"]
 
 
 def test_training_reduces_the_loss_and_reports_it(trained):

@@ -13,10 +13,13 @@ class Recorder:
     """A tracker that remembers numbers and names of files."""
 
     def __init__(self):
-        self.metrics, self.files = {}, []
+        self.metrics, self.files, self.children = {}, [], {}
 
     def log_metrics(self, metrics, step=0):
         self.metrics |= metrics
+
+    def log_child(self, name, metrics, tags=None):
+        self.children[name] = metrics
 
     def log_artifact(self, path, folder=None):
         self.files.append(Path(path).name)

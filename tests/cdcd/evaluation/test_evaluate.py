@@ -124,7 +124,15 @@ def test_whole_table(tmp_path, params, stand_ins, make_params, recorder, links_o
     assert found["genre_protocols"]["classifier_val_accuracy"] == 1.0
     assert found["versions"]["librosa"]
     assert recorder.metrics["model.onset_f1.mean"] == systems["model"]["onset_f1"]["mean"]
-    assert recorder.files == ["metrics.json", "metrics.png", "index.html"]
+    seeds = [recorder.children[f"seed {seed}"] for seed in (0, 1)]
+    assert sum(one["model.onset_f1"] for one in seeds) / 2 == pytest.approx(
+        systems["model"]["onset_f1"]["mean"], abs=1e-5
+    )
+    assert not any(name.startswith("ground_truth") for name in seeds[0])
+    assert recorder.files[:4] == ["metrics.json", "metrics.png", "index.html", "table.md"]
+    spectrograms = sorted(path.name for path in (paths["report_dir"] / "spectrograms").iterdir())
+    assert recorder.files[4:] == spectrograms
+    assert len(spectrograms) == 6
     assert paths["plot_path"].read_bytes().startswith(b"\x89PNG")
     page = (paths["report_dir"] / "index.html").read_text()
     assert len(links_of(page)) == 1 + 6 * 6  # the figure; 6 clips of every row but silence

@@ -187,8 +187,8 @@ def test_whole_table_of_captions(tmp_path, params, recorder, links_of):
     assert any("rank_deficient" in line for line in found["warnings"])
     key = "model.attribute_accuracy.mean"
     assert recorder.metrics[key] == pytest.approx(accuracy["model"])
-    assert recorder.files[:3] == ["metrics.json", "metrics.png", "index.html"]
-    assert set(recorder.files[3:]) == {
+    assert recorder.files[:4] == ["metrics.json", "metrics.png", "index.html", "table.md"]
+    assert set(recorder.files[4:]) == {
         *("rows.png", "model-seed0.png", "unconditioned-seed0.png"),
     }
     assert paths["plot_path"].read_bytes().startswith(b"\x89PNG")

@@ -28,17 +28,24 @@ help:
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove caches of tools; keeps data/ and $(VENV)"
 
-# A stamp is touched last, so an interrupted installation is done again.
-$(VENV)/.run-stamp: pyproject.toml constraints.txt
+# A stamp is touched last, so an interrupted installation is done again. Python compiles what is
+# imported; --no-compile spares a minute for the many files that never are.
+define install
 	@test -n "$(PYTHON)" || { echo "make needs Python 3.11 or newer: none found; install it or set PYTHON=" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing the pinned packages into $(VENV) (a few minutes, once)"
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all]'
-	@touch $@
+	@$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $(VENV)/.run-stamp $@
+endef
 
-$(VENV)/.test-stamp: $(VENV)/.run-stamp
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,dev]'
-	@touch $@
+$(VENV)/.run-stamp: EXTRAS := all
+$(VENV)/.run-stamp: pyproject.toml constraints.txt
+	$(install)
+
+# What `make run` needs is part of it: a fresh clone installs once.
+$(VENV)/.test-stamp: EXTRAS := all,dev
+$(VENV)/.test-stamp: pyproject.toml constraints.txt
+	$(install)
 
 run: $(VENV)/.run-stamp
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "make run needs a Git clone, as DVC does: run git init, or clone the repository" >&2; exit 1; }
@@ -47,7 +54,7 @@ run: $(VENV)/.run-stamp
 	$(BIN)/python -m flows.summary --since $$started $(if $(DATASETS),--datasets $(DATASETS))
 
 test: $(VENV)/.test-stamp
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test-stamp
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

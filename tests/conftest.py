@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ import torch
 import yaml
 
 from cdcd.config import Params, parse_params
+from tests.browser import Browser, is_installed
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -91,6 +92,20 @@ TOY: dict[str, Any] = {
 """Over params.yaml: a whole pipeline in about a minute on a CPU; its scores mean nothing."""
 
 
+# Minutes each; started last, one of them would keep one worker busy and the others waiting.
+LONGEST = ("tests/test_pipeline.py", "tests/services", "tests/flows", "tests/kernels")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; xdist keeps this order with `--no-loadscope-reorder`."""
+
+    def place(item: pytest.Item) -> int:
+        found = [i for i, path in enumerate(LONGEST) if item.nodeid.startswith(path)]
+        return found[0] if found else len(LONGEST)
+
+    items.sort(key=place)  # stable
+
+
 def _lay(tree: dict[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in overlay.items():
         tree[key] = _lay(tree[key], value) if isinstance(value, Mapping) else value
@@ -102,8 +117,10 @@ def _apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The same seeds before each test, and no tracking store, server or switch of the user's."""
     torch.manual_seed(0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
-    for name in ("PREFECT_API_URL", "CDCD_TRACKING", "CDCD_DEBUG", "CDCD_KERNELS"):
+    switches = ("CDCD_TRACKING", "CDCD_DEBUG", "CDCD_KERNELS", "CDCD_CLUSTER")
+    for name in ("PREFECT_API_URL", "CDCD_TRAIN_PROCESSES", *switches):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("cdcd.settings.FILE", ".env-of-no-test")
 
 
 @pytest.fixture(scope="session")
@@ -148,3 +165,13 @@ def make_params(params_tree: dict[str, Any]) -> Callable[..., Params]:
         return parse_params(_lay(_lay(params_tree, TOY), changes or {}))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; the test is skipped where none is installed."""
+    if not is_installed():
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    opened = Browser()
+    yield opened
+    opened.close()

@@ -18,6 +18,7 @@ from kernels.linear_posterior_loss import linear_posterior_loss
 from kernels.posterior_loss import posterior_loss, weighted_posterior_loss
 
 ROOT = Path(__file__).resolve().parents[2]
+BACKENDS = ["reference", "triton"] if sys.platform == "linux" else ["reference"]
 FEW = [(7, 0), (100, 1), (100, 10), (100, 40), (100, 1000), (2886, 3), (2887, 3), (16384, 2)]
 
 
@@ -165,10 +166,12 @@ def test_gradcheck(backend):
     x = problem(3, 2, 5, 3, dtype=torch.float64)
     x = Problem(x.logits.requires_grad_(), x.z_t, x.z_0, x.q, x.negatives)
 
-    def terms(logits):
-        return tuple(posterior_loss(logits, x.z_t, x.z_0, x.q, x.negatives))
+    def weighted(logits):
+        # Random weights: every entry of every term's Jacobian shows, in one backward pass.
+        terms = posterior_loss(logits, x.z_t, x.z_0, x.q, x.negatives)
+        return sum((w * v).sum() for w, v in zip(upstream(terms), terms, strict=True))
 
-    assert torch.autograd.gradcheck(terms, (x.logits,))
+    assert torch.autograd.gradcheck(weighted, (x.logits,))
 
 
 class Head(torch.nn.Module):
@@ -217,17 +220,19 @@ def test_autocast_model(backend):
 
 def compare_distributed(store):
     """Run in a process of its own: one rank under DDP gives the gradient of the plain module."""
-    module, hidden, x = head_and_input()
-    want = gradient_of(module, module(hidden, x))
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=0, world_size=1, timeout=timedelta(seconds=60)
     )
-    wrapped = torch.nn.parallel.DistributedDataParallel(module)
-    torch.testing.assert_close(gradient_of(module, wrapped(hidden, x)), want)
+    for backend in BACKENDS:
+        os.environ["CDCD_KERNELS"] = backend
+        module, hidden, x = head_and_input()
+        want = gradient_of(module, module(hidden, x))
+        wrapped = torch.nn.parallel.DistributedDataParallel(module)
+        torch.testing.assert_close(gradient_of(module, wrapped(hidden, x)), want)
     torch.distributed.destroy_process_group()
 
 
-def test_distributed_model(backend, tmp_path):
+def test_distributed_model(tmp_path):
     # Gloo looks for the address of the host's name and waits half an hour where it has none.
     store = str(tmp_path / "store")
     code = f"import runpy; runpy.run_path({__file__!r})['compare_distributed']({store!r})"

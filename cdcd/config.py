@@ -428,6 +428,10 @@ class Train(Section):
     preview_every: Positive
 
 
+MAX_GUIDANCE = 100.0
+"""Far beyond what changes a picture; from about 1e30 on numbers overflow."""
+
+
 class Generate(Section):
     """How held-out music and pictures are sampled."""
 
@@ -436,7 +440,7 @@ class Generate(Section):
     num_conditions: Positive | None
     conditions_seed: NonNegative
     truncation: Annotated[float, Field(gt=0, le=1)]
-    guidance: Annotated[float, Field(ge=0)]
+    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
     stride: Positive
     batch_size: Positive
     window_overlap_seconds: Annotated[float, Field(ge=0)]
@@ -510,6 +514,7 @@ class Schedules(Section):
     nightly: Annotated[str, Field(min_length=1)] | None
     evaluate: Annotated[str, Field(min_length=1)] | None
     refresh_data: Annotated[str, Field(min_length=1)] | None
+    push: bool
     retries: NonNegative
     retry_delay_seconds: Annotated[float, Field(ge=0)]
     busy_patience_seconds: Annotated[float, Field(ge=0)]

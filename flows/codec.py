@@ -9,7 +9,7 @@ from typing import Any
 from cdcd.config import Params
 from cdcd.data.files import atomic_directory, write_json
 from cdcd.data.samples import TASKS
-from flows.stage import folder, remember_run, stage_main
+from flows.stage import folder, remember_run, run_id_path, stage_main
 
 
 def codec(params: Params, dataset: str) -> Mapping[str, Any]:
@@ -17,7 +17,8 @@ def codec(params: Params, dataset: str) -> Mapping[str, Any]:
     from cdcd.tracking import open_run
 
     task, shards_dir = TASKS[dataset], folder("shards", dataset)
-    with open_run("codec", dataset, {"codec": params.codec.model_dump()}) as tracker:
+    settings = {"codec": params.codec.model_dump()}
+    with open_run("codec", dataset, settings, has_system_metrics=True) as tracker:
         with atomic_directory(folder("encoders", dataset)) as encoder_dir:
             text: Mapping[str, Any] = {"encoder": None}
             if task == "text2image":
@@ -36,7 +37,7 @@ def codec(params: Params, dataset: str) -> Mapping[str, Any]:
 
             with atomic_directory(out_dir) as codec_dir:
                 summary = train_picture_codec(params, shards_dir, codec_dir, tracker)
-        remember_run(out_dir, tracker)
+        remember_run(run_id_path("codec", dataset), tracker)
     return {**summary, "text": text} if task == "text2image" else summary
 
 

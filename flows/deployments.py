@@ -83,7 +83,7 @@ def nightly(datasets: list[Dataset] | None = None, changes: dict[str, Any] | Non
         patience = _patience(params)
         chosen = _chosen(params, datasets)
         done = patiently(
-            lambda: run_pipeline(chosen, changes, lambda stages: run_as_tasks(stages, patience)),
+            lambda: run_pipeline(chosen, changes, lambda steps: run_as_tasks(steps, patience)),
             patience.busy_seconds,
         )
         if params.schedules.push:

@@ -34,10 +34,12 @@ def score(params: Params, dataset: str, tracker: Tracker, **folders: Path) -> Ma
 
 def evaluate(params: Params, dataset: str) -> Mapping[str, Any]:
     """Score what was generated beside its controls."""
+    from cdcd.evaluation import compact
     from cdcd.tracking import open_run
 
+    metrics_path = DATA / "metrics" / f"{dataset}.json"
     with open_run("evaluate", dataset, {"evaluate": params.evaluate.model_dump()}) as tracker:
-        return score(
+        metrics = score(
             params,
             dataset,
             tracker,
@@ -48,10 +50,16 @@ def evaluate(params: Params, dataset: str) -> Mapping[str, Any]:
             tokens_dir=folder("tokens", dataset),
             features_dir=folder("features", dataset),
             model_dir=folder("models", dataset),
-            metrics_path=DATA / "metrics" / f"{dataset}.json",
-            plot_path=DATA / "metrics" / f"{dataset}.png",
+            metrics_path=metrics_path,
+            plot_path=metrics_path.with_suffix(".png"),
             report_dir=folder("reports", dataset),
         )
+    compact.write_compact(
+        metrics,
+        scores_path=metrics_path.with_name(f"{dataset}-scores.json"),
+        bars_path=metrics_path.with_suffix(".csv"),
+    )
+    return metrics
 
 
 if __name__ == "__main__":

@@ -177,8 +177,10 @@ def classify(lines: Iterable[str]) -> Outcome:
     return "unchanged"
 
 
-def is_clean() -> bool:
-    """Whether `dvc status` finds every stage up to date.
+def stale_stages() -> set[str]:
+    """Every `stage@dataset` that `dvc status` finds out of date by itself.
+
+    A stage that only follows one of them is not among them yet.
 
     Raises:
         BusyError: another DVC command is at work.
@@ -186,7 +188,7 @@ def is_clean() -> bool:
     """
     found = subprocess.run([*DVC, "status", "--json"], capture_output=True, text=True, check=False)
     _raise_on_failure("status", found.returncode, found.stderr.splitlines())
-    return json.loads(found.stdout or "{}") == {}
+    return set(json.loads(found.stdout or "{}"))
 
 
 def _raise_on_failure(what: str, code: int, lines: list[str]) -> None:
@@ -281,14 +283,47 @@ def table(done: list[Done]) -> str:
     return "\n".join(["| stage | outcome | seconds |", "|---|---|---:|", *rows])
 
 
-def stages_in_order(datasets: Iterable[str]) -> list[str]:
-    """Every `stage@dataset`, stage by stage."""
+@dataclass(frozen=True)
+class Step:
+    """A stage of the plan.
+
+    Attributes:
+        stage: `name@dataset`.
+        is_settled: known to be up to date, so that DVC, at seconds a stage, need not be asked.
+    """
+
+    stage: str
+    is_settled: bool = False
+
+    def take(self, say: Callable[[str], None] = write) -> Done:
+        """Bring the stage up to date; see `run_one`."""
+        if self.is_settled:
+            return Done(self.stage, "unchanged", 0.0)
+        return run_one(self.stage, say)
+
+
+def plan(datasets: Iterable[str], stale: set[str]) -> list[Step]:
+    """Every stage of the datasets in reading order; empty when none of them is out of date.
+
+    The stages before the first one of a dataset that is out of date are settled: nothing that they
+    depend on comes after them.
+    """
     wanted = list(datasets)
-    return [f"{stage}@{dataset}" for stage in STAGES for dataset in wanted]
+    first = {
+        dataset: next((i for i, s in enumerate(STAGES) if f"{s}@{dataset}" in stale), len(STAGES))
+        for dataset in wanted
+    }
+    if all(index == len(STAGES) for index in first.values()):
+        return []
+    return [
+        Step(f"{stage}@{dataset}", index < first[dataset])
+        for index, stage in enumerate(STAGES)
+        for dataset in wanted
+    ]
 
 
-def _plain(stages: list[str]) -> list[Done]:
-    return [run_one(stage) for stage in stages]
+def _plain(steps: list[Step]) -> list[Done]:
+    return [step.take() for step in steps]
 
 
 @dataclass(frozen=True)
@@ -300,14 +335,14 @@ class Patience:
     busy_seconds: float = 0.0
 
 
-def run_as_tasks(stages: list[str], patience: Patience = Patience()) -> list[Done]:
+def run_as_tasks(steps: list[Step], patience: Patience = Patience()) -> list[Done]:
     """Bring stages up to date as tasks of the Prefect flow that this is called in.
 
     A task that is tried again goes on from the stage's checkpoint and finished shards, because DVC
     calls the stage again and the stage finds them.
 
     Args:
-        stages: `name@dataset` in order.
+        steps: from `plan`.
         patience: with failures and with a busy DVC.
     """
     from prefect import get_run_logger, task
@@ -318,21 +353,20 @@ def run_as_tasks(stages: list[str], patience: Patience = Patience()) -> list[Don
     @task(
         cache_policy=NO_CACHE,
         persist_result=False,
-        task_run_name="{stage}",
         retries=patience.retries,
         retry_delay_seconds=patience.retry_delay_seconds,
         retry_condition_fn=_failed_in_a_stage,
     )
-    def one(stage: str) -> Any:
+    def one(step: Step) -> Any:
         say = get_run_logger().info
         os.environ[PIPELINE_RUN] = flow_run.name or ""
-        done.append(patiently(lambda: run_one(stage, say), patience.busy_seconds))
+        done.append(patiently(lambda: step.take(say), patience.busy_seconds))
         # The state's name is what the UI shows of a task at first sight.
         return Completed(name=done[-1].outcome.capitalize())
 
     done: list[Done] = []
-    for stage in stages:
-        one(stage)
+    for step in steps:
+        one.with_options(task_run_name=step.stage)(step)
     return done
 
 
@@ -346,14 +380,14 @@ def _failed_in_a_stage(task: Any, run: Any, state: Any) -> bool:
     return False
 
 
-def _as_flow(stages: list[str]) -> list[Done]:
+def _as_flow(steps: list[Step]) -> list[Done]:
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "cdcd,flows")
     from prefect import flow
     from prefect.artifacts import create_markdown_artifact
 
     @flow(name="cdcd-pipeline", persist_result=False)
     def pipeline() -> None:
-        results.extend(run_as_tasks(stages))
+        results.extend(run_as_tasks(steps))
         create_markdown_artifact(table(results), key="cdcd-pipeline")
 
     results: list[Done] = []
@@ -364,7 +398,7 @@ def _as_flow(stages: list[str]) -> list[Done]:
 def run_pipeline(
     datasets: Iterable[str],
     changes: Mapping[str, Any] | None = None,
-    run: Callable[[list[str]], list[Done]] | None = None,
+    run: Callable[[list[Step]], list[Done]] | None = None,
 ) -> list[Done]:
     """Bring every stage of the datasets up to date.
 
@@ -382,10 +416,11 @@ def run_pipeline(
         StageFailedError: a stage failed; the ones after it did not run.
     """
     with only_one(), changed_params(changes or {}):
-        if is_clean():
+        steps = plan(datasets, stale_stages())
+        if not steps:
             return []
         run = run or (_as_flow if prefect_url() else _plain)
-        return run(stages_in_order(datasets))
+        return run(steps)
 
 
 def main(arguments: Iterable[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -23,6 +24,8 @@ NAME = "cdcd"
 AGAIN = "again-"
 """Tag of a run that was begun again, with how often."""
 SERVING = LOCK.with_name("cdcd-serve.lock")
+START_SECONDS = 30.0
+"""A server that was started at the same time takes a while."""
 UNFINISHED = ("RUNNING", "PENDING", "CANCELLING")
 
 
@@ -80,6 +83,15 @@ def deployments(params: Params) -> list[Any]:
             )
         )
     return made
+
+
+def _answers(seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while prefect_url() is None:
+        if time.monotonic() > until:
+            return False
+        time.sleep(1)
+    return True
 
 
 def begin_again(retries: int) -> list[str]:
@@ -168,7 +180,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
                 "`prefect server start` and put PREFECT_API_URL=http://127.0.0.1:4200/api into "
                 ".env"
             )
-        if prefect_url() is None:
+        if not _answers(START_SECONDS):
             raise ConfigError(
                 f"PREFECT_API_URL must name a server that answers: got "
                 f"{os.environ['PREFECT_API_URL']}; start it with `prefect server start`"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cdcd.config import Params
-from flows.mapping import make_mapper
+from flows.mapping import cluster_of, make_mapper
 from flows.stage import folder, stage_main
 
 
@@ -18,7 +18,7 @@ def shard(params: Params, dataset: str) -> Mapping[str, Any]:
     from cdcd.tracking import open_run
 
     raw_dir, shards_dir = folder("raw", dataset), folder("shards", dataset)
-    mapper = make_mapper(params.shard.num_workers, params.shard.cluster)
+    mapper = make_mapper(params.shard.num_workers, cluster_of(params.shard.cluster))
     summary = run(params, raw_dir, shards_dir, mapper)
     with open_run("shard", dataset, {"shard": params.shard.model_dump()}) as tracker:
         sheet = write_datasheet(raw_dir, shards_dir, folder("datasheets", dataset))

@@ -43,6 +43,7 @@ STAGES = (
 PIPELINE_RUN = "CDCD_PIPELINE_RUN"
 """Names the pipeline's flow run to the stages that it starts in processes of their own."""
 SERVER_START_SECONDS = 120  # a busy machine takes much longer than the usual ten
+SERVER_ANSWER_SECONDS = 10  # a busy server is better waited for than left out
 StageFunction = Callable[[Params, str], Mapping[str, Any]]
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def prefect_url() -> str | None:
     try:
         for path in ("health", "admin/version"):  # only the second one wants the login, if any
             asked = urllib.request.Request(f"{url.rstrip('/')}/{path}", headers=prefect_login())
-            with urllib.request.urlopen(asked, timeout=3):
+            with urllib.request.urlopen(asked, timeout=SERVER_ANSWER_SECONDS):
                 pass
         return url
     except (OSError, ValueError, urllib.error.URLError) as error:

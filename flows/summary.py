@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cdcd.data.samples import TASKS
-from flows.stage import DATA, STAGES, folder, guarded, prepare_environment, write
+from flows.stage import DATA, STAGES, folder, guarded, write
 
 _WIDTH = max(map(len, STAGES)) + max(map(len, TASKS)) + 2
 """Of the column of `stage@dataset`."""
@@ -91,7 +91,6 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--since", type=float, required=True, help="when the run began")
     parser.add_argument("--datasets", nargs="*", help="default: those of params.yaml")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
-    prepare_environment()
 
     def call() -> None:
         from cdcd.config import load_params

@@ -158,9 +158,9 @@ def test_changes_hold_for_one_run_and_the_file_comes_back(reads_params: Path) ->
     steps = yaml.safe_load(before)["train"]["num_steps"]
     seen: list[int] = []
 
-    def run(stages: list[str]) -> list[pipeline.Done]:
+    def run(todo: list[pipeline.Step]) -> list[pipeline.Done]:
         seen.append(yaml.safe_load(reads_params.read_text())["train"]["num_steps"])
-        return [pipeline.run_one(stage) for stage in stages]
+        return [step.take() for step in todo]
 
     def outcomes(changes: dict[str, Any] | None = None) -> set[str]:
         return {done.outcome for done in pipeline.run_pipeline(["aist"], changes, run)}
@@ -243,3 +243,28 @@ def test_a_failure_carries_its_stage_and_log(clone: Path) -> None:
         pipeline.run_pipeline(["aist"])
     assert caught.value.stage == "shard@aist"
     assert any("Running stage" in line for line in caught.value.lines)
+
+
+@pytest.mark.parametrize(
+    ("stale", "settled"),
+    [
+        ({"ingest@aist"}, []),
+        ({"shard@aist"}, ["ingest@aist"]),
+        ({"shard@aist", "ingest@tiktok"}, ["ingest@aist"]),
+        ({"ingest@tiktok"}, ["ingest@aist", "shard@aist"]),
+        ({"shard@other"}, None),
+        (set(), None),
+    ],
+)
+def test_only_what_comes_before_the_first_change_is_settled(
+    monkeypatch: pytest.MonkeyPatch, stale: set[str], settled: list[str] | None
+) -> None:
+    monkeypatch.setattr(pipeline, "STAGES", ("ingest", "shard"))
+    steps = pipeline.plan(["aist", "tiktok"], stale)
+    if settled is None:
+        assert not steps
+        return
+    stages = ["ingest@aist", "ingest@tiktok", "shard@aist", "shard@tiktok"]
+    assert [step.stage for step in steps] == stages
+    mine = [step.stage for step in steps if step.is_settled and step.stage.endswith("aist")]
+    assert mine == settled

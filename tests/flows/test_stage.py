@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,31 @@ def test_a_server_that_does_not_answer_is_not_waited_for(
     assert stage.prefect_url() is None
     assert "does not answer" in caplog.text
     assert stage.run_stage("train", _fine, "aist")["num_clips"] == 3
+
+
+def test_a_server_that_refuses_the_login_is_left_out(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            login = self.headers.get("Authorization") == "Basic bWU6c2VjcmV0"
+            self.send_response(200 if login or self.path == "/api/health" else 401)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/api"
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        assert stage.prefect_url() is None
+        assert "does not answer (HTTP Error 401" in caplog.text
+        assert stage.run_stage("train", _fine, "aist")["num_clips"] == 3
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:secret")
+        assert stage.prefect_url() == url
+        server.shutdown()
 
 
 def test_without_a_server_prefect_is_not_even_imported(here: Path, root: Path) -> None:

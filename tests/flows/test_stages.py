@@ -38,6 +38,7 @@ CALLED = {
     "evaluate": [
         "cdcd.evaluation.evaluate.evaluate",
         "cdcd.evaluation.pictures.evaluate_pictures",
+        "cdcd.evaluation.compact.write_compact",
     ],
     "register": ["cdcd.registration.register_model"],
 }
@@ -80,6 +81,8 @@ def test_the_paths_are_those_of_dvc_yaml(
         replace(dotted)
     module = importlib.import_module(f"flows.{stage}")
     monkeypatch.setattr(module, "atomic_directory", at_once, raising=False)
+    remember = lambda path, _: paths.add(path.as_posix())  # noqa: E731
+    monkeypatch.setattr(module, "remember_run", remember, raising=False)
     found: dict[str, set[str]] = {}
     for dataset in ("aist", "cub200", "imagenet"):
         paths.clear()
@@ -139,5 +142,5 @@ def test_the_codecs_run_is_remembered(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "train_codec", lambda *_, **__: {})
     codec(make_params(), "aist")
-    run_id = json.loads(Path("data/codecs/aist/run.json").read_text())["run_id"]
+    run_id = json.loads(Path("data/run_ids/codec/aist.json").read_text())["run_id"]
     assert len(run_id) == 32

@@ -20,8 +20,10 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from PIL import Image
 
 from flows.stage import STAGES
+from tests.browser import Browser
 
 pytestmark = pytest.mark.services
 ROOT = Path(__file__).resolve().parents[2]
@@ -319,6 +321,29 @@ def test_a_failed_stage_is_tried_again(workspace: Workspace) -> None:
     (folder / "broken").unlink()
     wait_for(workspace.done, 120, "the run")
     assert (folder / "register.txt").read_text() == "one"
+
+
+def test_the_ui_shows_what_ran(workspace: Workspace, browser: Browser) -> None:
+    previews = workspace.folder / "data" / "generated" / "aist" / "previews"
+    previews.mkdir(parents=True)
+    Image.new("RGB", (64, 32), "teal").save(previews / "samples.png")
+    workspace.serve()
+    for _ in range(2):
+        (workspace.folder / "register.txt").unlink(missing_ok=True)
+        done = len(workspace.done())
+        assert workspace.ask_for("nightly/cdcd").returncode == 0
+        wait_for(lambda done=done: len(workspace.done()) > done, 120, "a run")
+    run = workspace.runs()[-1]
+    ui = workspace.server.url.removesuffix("/api")
+    browser.open(f"{ui}/runs/flow-run/{run['id']}")
+    browser.wait_for(run["name"], "Completed", "train@aist", "register@aist")
+    browser.wait_for("| train@aist | unchanged |", "| register@aist | restored |")
+    browser.shoot("prefect-run")
+    kept = {a["key"]: a["latest_id"] for a in workspace.server.ask("artifacts/latest/filter", {})}
+    browser.open(f"{ui}/artifacts/artifact/{kept['cdcd-stages']}")
+    browser.wait_for("register@aist", "restored")
+    browser.open(f"{ui}/artifacts/artifact/{kept['cdcd-pictures-aist']}")
+    browser.ask("[...document.images].some(image => image.naturalWidth === 64)")
 
 
 def test_the_work_pools_deployments_are_those_that_are_served(workspace: Workspace) -> None:

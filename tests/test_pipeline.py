@@ -10,10 +10,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import typing
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,7 +25,9 @@ import pytest
 import yaml
 
 from cdcd.config import Params, Section
+from flows.pipeline import BUSY
 from flows.stage import STAGES
+from tests.browser import Browser
 
 # One fixture runs all stages of all datasets.
 pytestmark = pytest.mark.timeout(1800)
@@ -280,26 +285,103 @@ def _kill_in(clone: Clone, stage: str, seconds: float) -> bool:
     Returns:
         Whether the stage was still at work.
     """
+    while True:
+        with subprocess.Popen(
+            [sys.executable, "-m", "flows.pipeline", "--datasets", *TWICE],
+            cwd=clone.folder,
+            env=clone.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as runner:
+            assert runner.stdout is not None
+            lines: list[str] = []
+            for line in runner.stdout:
+                lines.append(line)
+                if f"Running stage '{stage}'" in line:
+                    time.sleep(seconds)
+                    os.killpg(runner.pid, signal.SIGKILL)
+                    return "Running stage" not in runner.stdout.read()
+        # What was killed a moment ago counts as at work until the system has buried it.
+        assert runner.returncode == BUSY, f"{stage} never began:\n{''.join(lines[-40:])}"
+        time.sleep(1)
+
+
+@pytest.mark.services
+def test_the_champion_is_scored_again_beside_the_pipeline(clone: Clone) -> None:
+    said = clone.run(
+        sys.executable,
+        "-c",
+        "from cdcd.config import load_params; from flows.rescore import rescore; import json\n"
+        "print(json.dumps(rescore(load_params().of('imagenet'), 'imagenet', [11])))",
+    )
+    found = json.loads(said.splitlines()[-1])
+    assert found["model"] == "cdcd-class2image"
+    assert found["score"]["low"] <= found["score"]["mean"] <= found["score"]["high"]
+    assert found["promoted_with"] is not None
+    assert clone.dvc("status", "--json").strip() in {"", "{}"}, "no output was touched"
+
+
+@pytest.fixture(scope="module")
+def mlflow_ui(clone: Clone) -> Iterator[str]:
+    """What `make ui` starts, on the clone's store."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    store = f"sqlite:///{clone.folder / 'data' / 'mlflow' / 'mlflow.db'}"
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store]
     with subprocess.Popen(
-        [sys.executable, "-m", "flows.pipeline", "--datasets", *TWICE],
+        [*command, "--host", "127.0.0.1", "--port", port],
         cwd=clone.folder,
-        env=clone.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        env=clone.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
-    ) as runner:
-        assert runner.stdout is not None
-        lines: list[str] = []
-        for line in runner.stdout:
-            lines.append(line)
-            if f"Running stage '{stage}'" in line:
-                break
+    ) as server:
+        try:
+            yield _when_it_answers(f"http://127.0.0.1:{port}")
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def _when_it_answers(url: str) -> str:
+    until = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+        except OSError:
+            assert time.monotonic() < until, "MLflow's UI does not answer"
+            time.sleep(0.5)
         else:
-            pytest.fail(f"{stage} never began:\n{''.join(lines[-40:])}")
-        time.sleep(seconds)
-        os.killpg(runner.pid, signal.SIGKILL)
-        return "Running stage" not in runner.stdout.read()
+            return url
+
+
+@pytest.mark.services
+def test_mlflows_pages_show_numbers_players_and_the_card(
+    clone: Clone, mlflow_ui: str, browser: Browser
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{clone.folder / 'data' / 'mlflow' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("cdcd/aist").experiment_id
+    [run] = client.search_runs([experiment], "tags.mlflow.runName = 'evaluate@aist'")
+    page = f"{mlflow_ui}/#/experiments/{experiment}/runs/{run.info.run_id}"
+    scores = _read(clone.folder / "data" / "metrics" / "aist.json")["systems"]
+    mean = scores["model"]["onset_f1"]["mean"]
+
+    browser.open(page)
+    browser.wait_for("evaluate@aist", "aist/shards (", "registered.version", "seed 0", "dep.data/")
+    browser.shoot("mlflow-run")
+    browser.open(f"{page}/artifacts/evaluation/index.html")
+    browser.enter_frame()
+    browser.wait_for(f"{100 * mean:.1f} ±", "shuffled")
+    browser.ask("[...document.querySelectorAll('audio')].some(player => player.duration > 1)")
+    browser.driver.switch_to.default_content()
+    browser.shoot("mlflow-players")
+    browser.open(f"{mlflow_ui}/#/models/cdcd-dance2music/versions/1")
+    browser.wait_for("@ champion", "Apache-2.0", "onset_f1")
+    browser.shoot("mlflow-model")
 
 
 @pytest.mark.services

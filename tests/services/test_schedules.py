@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -55,17 +56,24 @@ class Server:
     env: dict[str, str]
 
     def ask(self, path: str, content: dict[str, Any] | None = None) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}/{path}",
-            data=None if content is None else json.dumps(content).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return json.load(answer)
+        data = None if content is None else json.dumps(content).encode()
+        return json.loads(self._send(path, data=data) or "null")
 
     def delete(self, path: str) -> None:
-        request = urllib.request.Request(f"{self.url}/{path}", method="DELETE")
-        urllib.request.urlopen(request, timeout=10).close()
+        self._send(path, method="DELETE")
+
+    def _send(self, path: str, **options: Any) -> bytes:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/{path}", headers=headers, **options)
+        for _ in range(20):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return bytes(answer.read())
+            except urllib.error.HTTPError as error:
+                if error.code != 503:  # its sqlite file is locked for a moment
+                    raise
+                time.sleep(1)
+        raise AssertionError(f"{path}: the server stays busy")
 
     def is_up(self) -> bool:
         try:

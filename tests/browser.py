@@ -46,7 +46,8 @@ class Browser:
         self.driver.get(url)
 
     def text(self) -> str:
-        return str(self.driver.execute_script("return document.body.innerText"))
+        shown = str(self.driver.execute_script("return document.body.innerText"))
+        return shown.replace("\N{NO-BREAK SPACE}", " ")
 
     def wait_for(self, *texts: str, seconds: float = 90) -> str:
         """Wait until the page shows all the texts, and return everything it shows."""

@@ -34,10 +34,11 @@ pytestmark = pytest.mark.timeout(1800)
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("cdcd", "kernels", "flows", "presets", "dvc.yaml", ".dvcignore", ".gitignore")
 DVC = (sys.executable, "-m", "dvc")
-DANCES, PICTURES = ("aist", "tiktok"), ("cub200", "coco", "imagenet")
+# COCO's pictures and captions go through the code of CUB-200's after its adapter.
+DANCES, PICTURES = ("aist", "tiktok"), ("cub200", "imagenet")
 DATASETS = (*DANCES, *PICTURES)
-TWICE = ("tiktok", "imagenet")
-"""Run a second time on "another machine"; the smallest of each kind."""
+TWICE = ("tiktok",)
+"""Run a second time on "another machine"; the quickest with music."""
 # Read for previews in MLflow, which are no output of the stage.
 PREVIEWED = {"train": {"generate.truncation", "generate.guidance", "generate.stride"}}
 # Run by Python at start-up: notes which parameters each stage reads, for the check on dvc.yaml.
@@ -409,7 +410,7 @@ def test_another_machine_gets_everything_from_a_remote(
     assert other.dvc("status", "--json").strip() in {"", "{}"}
     assert "up to date" in other.dvc("repro")
     assert not (other.folder / "data" / "mlflow").exists(), "nothing was computed"
-    for path in ("models/aist/model.safetensors", "tokens/coco/train.safetensors"):
+    for path in ("models/aist/model.safetensors", "tokens/cub200/train.safetensors"):
         assert (other.folder / "data" / path).read_bytes() == (
             clone.folder / "data" / path
         ).read_bytes()

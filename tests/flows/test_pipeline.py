@@ -268,3 +268,21 @@ def test_only_what_comes_before_the_first_change_is_settled(
     assert [step.stage for step in steps] == stages
     mine = [step.stage for step in steps if step.is_settled and step.stage.endswith("aist")]
     assert mine == settled
+
+
+def test_outputs_are_pushed_where_there_is_a_remote(clone: Path) -> None:
+    _outcomes()
+    said: list[str] = []
+    assert not pipeline.push(said.append)
+    add = [*pipeline.DVC, "remote", "add", "--local", "--default", "store"]
+    subprocess.run([*add, str(clone / "store")], check=True)
+    assert pipeline.push(said.append)
+    assert said == ["pushed to the remote store"]
+    kept = [path.read_text() for path in (clone / "store").rglob("*") if path.is_file()]
+    assert kept == ["one"], "both outputs have the same content"
+    Path("source.txt").write_text("two")
+    _outcomes()
+    Path("file").write_text("")
+    subprocess.run([*add, "--force", str(clone / "file" / "store")], check=True)
+    with pytest.raises(pipeline.StageFailedError, match="push: DVC ended with"):
+        pipeline.push(said.append)

@@ -53,9 +53,8 @@ run: $(VENV)/.run-stamp
 	$(BIN)/dvc repro $(foreach d,$(DATASETS),register@$(d)) && \
 	$(BIN)/python -m flows.summary --since $$started $(if $(DATASETS),--datasets $(DATASETS))
 
-# One worker more than two cores have: tests of servers mostly wait.
 test: $(VENV)/.test-stamp
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test-stamp
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -13,10 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import typing
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -102,7 +103,7 @@ class Clone(typing.NamedTuple):
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=900,
+            timeout=1700,
         )
         assert done.returncode == code, done.stdout[-6000:]
         return done.stdout
@@ -301,12 +302,23 @@ def _kill_in(clone: Clone, stage: str, seconds: float) -> bool:
             for line in runner.stdout:
                 lines.append(line)
                 if f"Running stage '{stage}'" in line:
-                    time.sleep(seconds)
-                    os.killpg(runner.pid, signal.SIGKILL)
-                    return "Running stage" not in runner.stdout.read()
+                    return _kill_before_the_next(runner, runner.stdout, seconds)
         # What was killed a moment ago counts as at work until the system has buried it.
         assert runner.returncode == BUSY, f"{stage} never began:\n{''.join(lines[-40:])}"
         time.sleep(1)
+
+
+def _kill_before_the_next(
+    runner: subprocess.Popen[str], lines: Iterable[str], seconds: float
+) -> bool:
+    """Kill a process group after a time, or at once when another stage begins."""
+    timer = threading.Timer(seconds, os.killpg, (runner.pid, signal.SIGKILL))
+    timer.start()
+    another = any("Running stage" in line for line in lines)
+    timer.cancel()
+    if another:
+        os.killpg(runner.pid, signal.SIGKILL)
+    return not another and runner.wait() == -signal.SIGKILL
 
 
 @pytest.mark.services

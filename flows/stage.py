@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 from cdcd.config import Params, Shard, load_params
@@ -89,13 +89,9 @@ class PeakMemory:
         self.peak_bytes = 0
         self._interval = interval_seconds
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread: threading.Thread | None = None
 
-    def _watch(self) -> None:
-        try:
-            import psutil  # type: ignore[import-untyped]
-        except ModuleNotFoundError:
-            return
+    def _watch(self, psutil: ModuleType) -> None:
         me = psutil.Process()
         while True:
             total = 0
@@ -108,12 +104,19 @@ class PeakMemory:
                 return
 
     def __enter__(self) -> PeakMemory:
-        self._thread.start()
+        # Imported here: an import in the thread could be cut short while it holds a lock that the
+        # interpreter needs at its end.
+        with suppress(ModuleNotFoundError):
+            import psutil  # type: ignore[import-untyped]
+
+            self._thread = threading.Thread(target=self._watch, args=(psutil,), daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=5)
+        if self._thread is not None:
+            self._thread.join(timeout=5)
 
 
 def run_id_path(stage: str, dataset: str) -> Path:

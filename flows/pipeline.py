@@ -35,6 +35,7 @@ BEFORE = LOCK.with_name("params-before.yaml")
 DURING = LOCK.with_name("params-during.yaml")
 """The params.yaml that comes back after a run with changes, and what stood there meanwhile."""
 BUSY = 75  # EX_TEMPFAIL: try again later
+BUSY_SIGNS = ("is busy, it is being blocked by", "Unable to acquire lock")
 BUSY_POLL_SECONDS = 15.0
 DVC = (sys.executable, "-m", "dvc")
 logger = logging.getLogger(__name__)
@@ -195,7 +196,8 @@ def _raise_on_failure(what: str, code: int, lines: list[str]) -> None:
     if code == 0:
         return
     text = " ".join(" ".join(lines[-5:]).split())
-    if "is busy" in text or "Unable to acquire lock" in text:
+    # A line for each process that is in the way may follow.
+    if any(sign in line for line in lines for sign in BUSY_SIGNS):
         raise BusyError(f"{what}: DVC is busy here; try again later")
     raise StageFailedError(f"{what}: DVC ended with {code}: {text[-300:]}", what, lines)
 

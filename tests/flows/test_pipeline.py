@@ -286,3 +286,22 @@ def test_outputs_are_pushed_where_there_is_a_remote(clone: Path) -> None:
     subprocess.run([*add, "--force", str(clone / "file" / "store")], check=True)
     with pytest.raises(pipeline.StageFailedError, match="push: DVC ended with"):
         pipeline.push(said.append)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["ERROR: Unable to acquire lock. Most likely another DVC process is running"],
+        ["ERROR: 'a' is busy, it is being blocked by:", *["  (PID 7): dvc repro"] * 9, "", "If"],
+    ],
+)
+def test_busy_is_no_failure_however_many_are_in_the_way(
+    monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    said = subprocess.CompletedProcess((), 1, "", "\n".join(lines))
+    monkeypatch.setattr(pipeline.subprocess, "run", lambda *_, **__: said)
+    with pytest.raises(pipeline.BusyError, match="status: DVC is busy here; try again later"):
+        pipeline.stale_stages()
+    said.stderr = "ERROR: something else is busy"
+    with pytest.raises(pipeline.StageFailedError):
+        pipeline.stale_stages()

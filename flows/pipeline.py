@@ -37,6 +37,7 @@ DURING = LOCK.with_name("params-during.yaml")
 BUSY = 75  # EX_TEMPFAIL: try again later
 BUSY_SIGNS = ("is busy, it is being blocked by", "Unable to acquire lock")
 BUSY_POLL_SECONDS = 15.0
+PROGRESS_SECONDS = 30.0
 DVC = (sys.executable, "-m", "dvc")
 logger = logging.getLogger(__name__)
 
@@ -220,6 +221,17 @@ def _interrupt_tree(process: subprocess.Popen[str]) -> None:
         process.wait(timeout=5)
 
 
+def _without_most_progress(lines: Iterable[str]) -> Iterator[str]:
+    """All lines, but of the many states of a progress bar one in a while: a log keeps each."""
+    shown = -PROGRESS_SECONDS
+    for line in lines:
+        if "%|" in line:
+            if time.monotonic() - shown < PROGRESS_SECONDS:
+                continue
+            shown = time.monotonic()
+        yield line
+
+
 def run_one(stage: str, say: Callable[[str], None] = write, *, force: bool = False) -> Done:
     """Bring one stage up to date, streaming DVC's and the stage's lines.
 
@@ -244,7 +256,7 @@ def run_one(stage: str, say: Callable[[str], None] = write, *, force: bool = Fal
     lines: list[str] = []
     try:
         assert process.stdout is not None
-        for line in process.stdout:
+        for line in _without_most_progress(process.stdout):
             lines.append(line.rstrip("\n"))
             if lines[-1].strip():
                 say(lines[-1])

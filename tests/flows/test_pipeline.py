@@ -305,3 +305,15 @@ def test_busy_is_no_failure_however_many_are_in_the_way(
     said.stderr = "ERROR: something else is busy"
     with pytest.raises(pipeline.StageFailedError):
         pipeline.stale_stages()
+
+
+def test_a_progress_bar_does_not_fill_the_log(clone: Path) -> None:
+    Path("bars.sh").write_text(
+        "for i in $(seq 200); do printf 'train %s%%|##| 1/2\\r' $i; done; echo end\n"
+    )
+    stages = TWO_STAGES.replace("cp source.txt a.txt", "sh bars.sh; cp source.txt a.txt")
+    Path("dvc.yaml").write_text(stages)
+    said: list[str] = []
+    pipeline.run_one("ingest@aist", said.append)
+    assert sum("%|##|" in line for line in said) == 1
+    assert "end" in said

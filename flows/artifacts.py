@@ -70,8 +70,12 @@ def _links(dataset: str) -> dict[str, str]:
 def contact_sheet(dataset: str) -> str | None:
     """The preview of a dataset's results as Markdown that holds the picture itself, or None."""
     previews = folder("generated", dataset) / "previews"
-    # Music cannot be seen; its scores can.
-    candidates = [*(previews / name for name in SHEETS), DATA / "metrics" / f"{dataset}.png"]
+    # Of music these are spectrograms; a run without any still has its figure of scores.
+    candidates = [
+        *(previews / name for name in SHEETS),
+        *sorted(previews.glob("*.png")),
+        DATA / "metrics" / f"{dataset}.png",
+    ]
     path = next((path for path in candidates if path.is_file()), None)
     return None if path is None else _embedded(path, dataset)
 

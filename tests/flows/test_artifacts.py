@@ -32,6 +32,8 @@ def test_the_best_picture_there_is_and_small_enough_for_a_database(workspace: Pa
     Image.new("RGB", (30, 20)).save(workspace / "metrics" / "aist.png")
     assert _picture(contact_sheet("aist")).size == (30, 20)
     previews = workspace / "generated" / "aist" / "previews"
+    Image.new("RGB", (50, 40)).save(previews / "a_spectrogram.png")
+    assert _picture(contact_sheet("aist")).size == (50, 40)
     Image.new("RGBA", (4 * SHEET_SIDE, SHEET_SIDE)).save(previews / "samples.png")
     assert _picture(contact_sheet("aist")).size == (SHEET_SIDE, SHEET_SIDE // 4)
 

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.training import train_in_vain
 from cdcd.config import Params, load_params
-from cdcd.tasks import train_model, training
+from cdcd.tasks import training
 from cdcd.tracking import NullTracker
 from cdcd.training.ranks import ALONE, Ranks, joined
 
@@ -45,20 +46,9 @@ class Speed(NullTracker):
 def one_round(params: Params, dataset: str, ranks: Ranks, threads: int) -> float:
     """Train once with so many threads in this process; median tokens per second, nan elsewhere."""
     torch.set_num_threads(threads)
-    data, speed = Path("data"), Speed()
-    with tempfile.TemporaryDirectory() as temporary:
-        train_model(
-            params,
-            dataset=dataset,
-            tokens_dir=data / "tokens" / dataset,
-            features_dir=data / "features" / dataset,
-            codec_dir=data / "codecs" / dataset,
-            out_dir=Path(temporary) / "model",
-            checkpoint_dir=Path(temporary) / "checkpoint",
-            tracker=speed,
-            stop_after=params.train.num_steps - 1,  # neither a model nor pictures
-            ranks=ranks,
-        )
+    speed = Speed()
+    before_the_end = params.train.num_steps - 1  # neither a model nor pictures
+    train_in_vain(params, dataset, speed, stop_after=before_the_end, ranks=ranks)
     return statistics.median(speed.seen[1:]) if ranks.is_first else float("nan")
 
 

@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 
-from cdcd.data.ingest import ingest
 from cdcd.data.parallel import ProcessMapper
-from flows import mapping, stage
-from flows.shard import shard
-from tests.cdcd.data import tiny_aist
+from flows import mapping
+from tests.flows.sharding import assert_the_same_bytes
 
 
 def double(item: int) -> int:
@@ -146,19 +144,4 @@ def test_inside_a_flow_every_item_is_a_task_with_the_same_retries(
 def test_the_shard_stage_gives_the_same_bytes_as_tasks_and_on_a_dask_cluster(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str | None
 ) -> None:
-    from cdcd.data.sharding import shard as plain
-
-    params = tiny_aist.params(None, shard__num_workers=2, shard__cluster=cluster)
-    raw = tmp_path / "data" / "raw" / "aist"
-    ingest(tiny_aist.params(tiny_aist.shared()), "aist", raw)
-    plain(tiny_aist.params(None), raw, tmp_path / "expected")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CDCD_TRACKING", "off")
-    monkeypatch.setenv("PREFECT_API_URL", server)
-    monkeypatch.setattr(stage, "load_params", lambda: params)
-    stage.run_stage("shard", shard, "aist")
-    made = tmp_path / "data" / "shards" / "aist"
-    names = sorted(path.name for path in (tmp_path / "expected").iterdir())
-    assert sorted(path.name for path in made.iterdir()) == names
-    for name in names:
-        assert (made / name).read_bytes() == (tmp_path / "expected" / name).read_bytes(), name
+    assert_the_same_bytes(tmp_path, monkeypatch, server, shard__cluster=cluster)

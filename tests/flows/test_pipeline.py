@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import yaml
 
 from cdcd.config import ConfigError
 from flows import pipeline
+from tests.waiting import wait_for
 
 CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
 TWO_STAGES = """stages:
@@ -106,13 +105,6 @@ def test_classification(line: str, outcome: str) -> None:
     assert pipeline.classify(["", line, "Use `dvc push`"]) == outcome
 
 
-def _wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < until, "took too long"
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("deaf", ["", "import signal; signal.signal(2, signal.SIG_IGN); "])
 def test_termination_reaches_the_stage_and_leaves_no_orphan(
     clone: Path, root: Path, deaf: str
@@ -132,12 +124,12 @@ def test_termination_reaches_the_stage_and_leaves_no_orphan(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    _wait_for(lambda: Path("pid").is_file() and Path("pid").read_text() != "")
+    wait_for(lambda: Path("pid").is_file() and Path("pid").read_text() != "", "the stage's start")
     stage = int(Path("pid").read_text())
     runner.send_signal(signal.SIGTERM)
     output, _ = runner.communicate(timeout=60)
     assert runner.returncode == 130, output
-    _wait_for(lambda: not Path(f"/proc/{stage}").exists())
+    wait_for(lambda: not Path(f"/proc/{stage}").exists(), "the stage's end")
     assert not Path("a.txt").exists()
 
 

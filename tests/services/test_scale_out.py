@@ -8,22 +8,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import yaml
 
-from cdcd.data.ingest import ingest
 from cdcd.training.state import read_checkpoint
-from flows import mapping, stage
-from flows.shard import shard
-from tests.cdcd.data import tiny_aist
+from flows import mapping
 from tests.cdcd.training import tiny
+from tests.flows.sharding import assert_the_same_bytes
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.services
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,16 +31,6 @@ ENV = {
     "CDCD_TRACKING": "off",
     "OMP_NUM_THREADS": "1",
 }
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 180) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{what} did not happen within {seconds} s")
 
 
 def own_lines(text: str) -> list[str]:
@@ -197,24 +184,9 @@ def test_two_workers_give_the_same_bytes_and_one_goes_on_without_the_other(
 ) -> None:
     from prefect import flow
 
-    from cdcd.data.sharding import shard as plain
-
     address, processes = workers
-    params = tiny_aist.params(None, shard__num_workers=2)
-    raw = tmp_path / "data" / "raw" / "aist"
-    ingest(tiny_aist.params(tiny_aist.shared()), "aist", raw)
-    plain(tiny_aist.params(None), raw, tmp_path / "expected")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CDCD_TRACKING", "off")
-    monkeypatch.setenv("PREFECT_API_URL", server)
     monkeypatch.setenv("CDCD_CLUSTER", address)
-    monkeypatch.setattr(stage, "load_params", lambda: params)
-    stage.run_stage("shard", shard, "aist")
-    made = tmp_path / "data" / "shards" / "aist"
-    names = sorted(path.name for path in (tmp_path / "expected").iterdir())
-    assert sorted(path.name for path in made.iterdir()) == names
-    for name in names:
-        assert (made / name).read_bytes() == (tmp_path / "expected" / name).read_bytes(), name
+    assert_the_same_bytes(tmp_path, monkeypatch, server)
 
     @flow
     def mapped() -> list[int]:

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,7 @@ from PIL import Image
 
 from flows.stage import STAGES
 from tests.browser import Browser
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.services
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,16 +37,6 @@ def _free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
-
-
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.25)
-    raise AssertionError(f"{what} did not happen within {seconds} s")
 
 
 @dataclass(frozen=True)
@@ -101,7 +92,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         )
     made = Server(url, env)
     try:
-        wait_for(made.is_up, 120, "the server's start")
+        wait_for(made.is_up, "the server's start", 120)
         yield made
     finally:
         child.terminate()
@@ -157,7 +148,7 @@ class Workspace:
         tree["schedules"] |= {"nightly": None, "evaluate": None, "refresh_data": None} | changes
         (self.folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         child = self.start(sys.executable, "-m", "flows.serve")
-        wait_for(lambda: "Serving" in self.logs() or child.poll() is not None, 90, "its start")
+        wait_for(lambda: "Serving" in self.logs() or child.poll() is not None, "its start", 90)
         return child
 
     def start(self, *command: str) -> subprocess.Popen[str]:
@@ -197,7 +188,7 @@ class Workspace:
         """Wait until a stage has begun so many times, with none of them ended but the last."""
         path = self.folder / f"{stage}.times"
         lines = 2 * times - 1
-        wait_for(lambda: path.exists() and path.read_text().count("\n") >= lines, 120, stage)
+        wait_for(lambda: path.exists() and path.read_text().count("\n") >= lines, stage, 120)
 
     def spans(self) -> list[tuple[float, float]]:
         """Begin and end of every execution of a stage that ended."""
@@ -248,7 +239,7 @@ def _alive(folder: Path) -> list[str]:
 def test_schedules_and_runs_by_hand_take_turns(workspace: Workspace) -> None:
     folder = workspace.folder
     serving = workspace.serve(nightly="* * * * *", refresh_data="* * * * *")
-    first = wait_for(workspace.done, 150, "a scheduled run")[0]
+    first = wait_for(workspace.done, "a scheduled run", 150)[0]
     assert first["auto_scheduled"]
     assert (folder / "register.txt").read_text() == "one"
 
@@ -276,7 +267,7 @@ def test_schedules_and_runs_by_hand_take_turns(workspace: Workspace) -> None:
     assert all(d["paused"] for d in workspace.deployments()), "nothing piles up meanwhile"
 
     workspace.serve(nightly="* * * * *")
-    wait_for(lambda: not any(d["paused"] for d in workspace.deployments()), 60, "schedules")
+    wait_for(lambda: not any(d["paused"] for d in workspace.deployments()), "schedules", 60)
 
 
 def test_a_killed_runner_begins_again_and_a_cancelled_one_does_not(workspace: Workspace) -> None:
@@ -287,7 +278,7 @@ def test_a_killed_runner_begins_again_and_a_cancelled_one_does_not(workspace: Wo
     workspace.wait_for_stage(SLOW_STAGE)
     os.killpg(serving.pid, signal.SIGKILL)  # as when the machine goes
     serving.wait(timeout=20)
-    wait_for(lambda: not _alive(folder), 20, "the end of all of it")
+    wait_for(lambda: not _alive(folder), "the end of all of it", 20)
     (folder / f"{SLOW_STAGE}.times").unlink()
 
     workspace.serve()
@@ -297,13 +288,13 @@ def test_a_killed_runner_begins_again_and_a_cancelled_one_does_not(workspace: Wo
     assert (
         workspace.run("prefect", "flow-run", "cancel", workspace.runs()[-1]["id"]).returncode == 0
     )
-    wait_for(lambda: workspace.runs()[-1]["state_type"] == "CANCELLED", 60, "the cancellation")
-    wait_for(lambda: not any("repro" in command for command in _alive(folder)), 30, "its end")
+    wait_for(lambda: workspace.runs()[-1]["state_type"] == "CANCELLED", "the cancellation", 60)
+    wait_for(lambda: not any("repro" in command for command in _alive(folder)), "its end", 30)
     assert not (folder / f"{SLOW_STAGE}.txt").exists()
 
     (folder / "slow").unlink()
     assert workspace.ask_for("nightly/cdcd").returncode == 0
-    wait_for(workspace.done, 120, "the run")
+    wait_for(workspace.done, "the run", 120)
     assert (folder / "register.txt").read_text() == "one"
     clean = workspace.run("dvc", "status", "--json")
     assert json.loads(clean.stdout) == {}, clean.stdout
@@ -319,7 +310,7 @@ def test_a_failed_stage_is_tried_again(workspace: Workspace) -> None:
     unknown = ("--param", 'changes={"train.no_such": 1}')
     assert workspace.ask_for("nightly/cdcd", *unknown).returncode == 0
     failed = wait_for(
-        lambda: [r for r in workspace.runs() if r["state_type"] == "FAILED"], 60, "it"
+        lambda: [r for r in workspace.runs() if r["state_type"] == "FAILED"], "it", 60
     )
     assert "train.no_such" in failed[0]["state"]["message"]
     assert (folder / "params.yaml").read_bytes() == before
@@ -327,7 +318,7 @@ def test_a_failed_stage_is_tried_again(workspace: Workspace) -> None:
     assert workspace.ask_for("nightly/cdcd").returncode == 0
     workspace.wait_for_stage("ingest", 2)
     (folder / "broken").unlink()
-    wait_for(workspace.done, 120, "the run")
+    wait_for(workspace.done, "the run", 120)
     assert (folder / "register.txt").read_text() == "one"
 
 
@@ -340,7 +331,7 @@ def test_the_ui_shows_what_ran(workspace: Workspace, browser: Browser) -> None:
         (workspace.folder / "register.txt").unlink(missing_ok=True)
         done = len(workspace.done())
         assert workspace.ask_for("nightly/cdcd").returncode == 0
-        wait_for(lambda done=done: len(workspace.done()) > done, 120, "a run")
+        wait_for(lambda done=done: len(workspace.done()) > done, "a run", 120)
     run = workspace.runs()[-1]
     ui = workspace.server.url.removesuffix("/api")
     browser.open(f"{ui}/runs/flow-run/{run['id']}")

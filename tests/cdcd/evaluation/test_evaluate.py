@@ -32,7 +32,9 @@ def music(genre: int, start: float, seed: int) -> np.ndarray:
     return audio[: 2 * RATE].clip(-1, 1).astype(np.float32)
 
 
-def write_inputs(folder: Path, num_train: int = 12, num_test: int = 12) -> dict[str, Path]:
+def write_inputs(
+    folder: Path, num_train: int = 12, num_test: int = 12, *, has_genres: bool = True
+) -> dict[str, Path]:
     paths = {
         f"{name}_dir": folder / name
         for name in ("generated", "shards", "codec", "tokens", "features", "model", "report")
@@ -48,7 +50,8 @@ def write_inputs(folder: Path, num_train: int = 12, num_test: int = 12) -> dict[
             start = 0.05 + 0.37 * ((i * 7) % 10) / 10
             audio = music(genre, start, i)
             key = f"{split}{i:03d}"
-            meta = {"genre": genre, "song": f"{song}{split}", "bpm": GENRES[genre][0]}
+            meta = {"song": f"{song}{split}", "bpm": GENRES[genre][0]}
+            meta |= {"genre": genre} if has_genres else {}
             samples.append(Sample(key, split, audio, None, None, meta))
             if split == "test":
                 originals[key] = audio
@@ -147,6 +150,15 @@ def test_whole_table(tmp_path, params, stand_ins, make_params, recorder, links_o
     alone = make_params({"evaluate": {"num_bootstrap": 300, "num_workers": 1}})
     again = evaluate(alone, dataset="aist", **paths)
     assert again == found  # neither the number of workers nor a second run changes anything
+
+
+def test_a_dataset_without_genres_is_not_scored_by_genre(tmp_path, make_params, stand_ins):
+    paths = write_inputs(tmp_path, num_train=6, has_genres=False)
+    params = make_params({"evaluate": {"num_bootstrap": 50, "num_workers": 1}})
+    found = evaluate(params, dataset="tiktok", **paths)
+    assert not any("genre_accuracy" in row for row in found["systems"].values())
+    assert found["systems"]["ground_truth"]["onset_f1"]["mean"] == 1.0
+    assert any("no genre labels, and none are made up" in line for line in found["warnings"])
 
 
 def test_generated_music_that_saw_its_target_is_refused(tmp_path):

@@ -165,6 +165,14 @@ def test_summary_and_run_identity_are_written(caches, tmp_path):
     assert "tokens_per_second" not in stored["final"]
 
 
+def test_without_genres_training_works_and_conditions_on_none(tmp_path):
+    write_caches(tmp_path, has_genres=False)
+    run(tmp_path, tmp_path / "out", make_params())
+    assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+    with pytest.raises(ValueError, match="use_genre must be false where clips have no genre"):
+        run(tmp_path, tmp_path / "genre", make_params(conditioner={"use_genre": True}))
+
+
 def test_rate_warms_up_and_decays():
     assert rate_factor(1, 100, 10, "cosine") == pytest.approx(0.1)
     assert rate_factor(10, 100, 10, "cosine") == 1

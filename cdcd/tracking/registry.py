@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from cdcd import MODEL_FORMAT
-from cdcd.tracking.runs import open_run
+from cdcd.settings import shown
+from cdcd.tracking.runs import brief, open_run
 from cdcd.tracking.store import TrackingError, open_client, tracking_uri
 
 
@@ -32,6 +34,22 @@ class ModelVersion:
         return cls(found.name, str(found.version), dict(found.tags), found.run_id)
 
 
+@contextlib.contextmanager
+def _in_one_line() -> Iterator[None]:
+    """What MLflow or its database raises, as a line that names the store."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        raise TrackingError(
+            f"the registry at {shown(tracking_uri())} did not take it ({brief(error)}); see "
+            "`cdcd doctor`, then run again"
+        ) from error
+
+
+@_in_one_line()
 def log_model_version(
     name: str,
     *,
@@ -63,6 +81,9 @@ def log_model_version(
         description: of the version, shown in the UI.
         metadata: of the model, JSON-able; `MODEL_FORMAT` is added.
         input_example: a row that the model can be asked, shown in the UI; it is not tried.
+
+    Raises:
+        TrackingError: the store cannot be opened, or did not take it.
     """
     with open_run("register", dataset, tags=tags, needs_store=True) as tracker:
         if tracker.run_id is None:
@@ -179,6 +200,7 @@ def version_by_number(name: str, version: str) -> ModelVersion | None:
         return None
 
 
+@_in_one_line()
 def set_version_tags(version: ModelVersion, tags: Mapping[str, str]) -> None:
     """Add or replace tags of a registered version."""
     client = open_client()
@@ -186,6 +208,7 @@ def set_version_tags(version: ModelVersion, tags: Mapping[str, str]) -> None:
         client.set_model_version_tag(version.name, version.version, key, str(value))
 
 
+@_in_one_line()
 def set_alias(name: str, alias: str, version: str) -> None:
     """Point an alias at a version; it leaves the one it pointed at."""
     open_client().set_registered_model_alias(name, alias, version)
@@ -225,11 +248,23 @@ def download_model(uri: str) -> dict[str, Path]:
         about = described.get("metadata") or {}
     except (MlflowException, OSError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]
+        if _is_registered(uri):
+            raise TrackingError(
+                f"--model must name a version whose files are there: {uri} is registered, but they "
+                f"cannot be read ({reason}); bring back the artifacts of its store, or register "
+                "again"
+            ) from error
         raise TrackingError(
             f"--model must name a registered version or alias: got {uri} ({reason}); "
             "see `make ui` for those that exist"
         ) from error
     _check_format(uri, about)
+    gone = sorted(str(place) for place in found.values() if not place.exists())
+    if gone:
+        raise TrackingError(
+            f"--model must name a version whose files are there: {uri} has lost {', '.join(gone)}; "
+            "bring back the artifacts of its store, or register again"
+        )
     missing = {"model", "codec"} - set(found)
     if missing:
         raise TrackingError(
@@ -237,6 +272,14 @@ def download_model(uri: str) -> dict[str, Path]:
             f"{' and no '.join(sorted(missing))}; see `make ui` for others"
         )
     return found
+
+
+def _is_registered(uri: str) -> bool:
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    if alias:
+        return version_by_alias(name, alias) is not None
+    name, _, number = name.partition("/")
+    return bool(number) and version_by_number(name, number) is not None
 
 
 def _check_format(uri: str, about: Mapping[str, Any]) -> None:

@@ -221,7 +221,7 @@ class MlflowTracker:
                 "MLflow did not take the %s of run %s (%s); it is spooled, next try in %.0f s",
                 what,
                 self.run_id,
-                _brief(error),
+                brief(error),
                 silent,
             )
             return False
@@ -248,7 +248,7 @@ class MlflowTracker:
         return self._spool
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """The reason on one short line, without the statement that a database was asked."""
     return " ".join(str(error).partition("[SQL:")[0].split())[:200] or type(error).__name__
 
@@ -287,7 +287,7 @@ def open_run(
         has_system_metrics: whether to sample CPU, memory, disk, network and GPU as it logs.
 
     Raises:
-        TrackingError: `needs_store`, and the store cannot be opened.
+        TrackingError: `needs_store`, and the store cannot be opened or takes no run.
     """
     if os.environ.get("CDCD_TRACKING") == "off":
         yield NullTracker()
@@ -300,7 +300,7 @@ def open_run(
         opened = _continued(client, run_id) or _started(client, stage, dataset, all_tags, started)
     except Exception as error:
         if needs_store:
-            raise
+            raise TrackingError(_one_line(error)) from error
         logger.warning("%s; the run is kept in %s", _one_line(error), spool_root())
         client = None
     tracker = MlflowTracker(
@@ -328,7 +328,7 @@ def _one_line(error: BaseException) -> str:
     """What is wrong with the store: our own words, or the reason that MLflow gives."""
     if isinstance(error, TrackingError):
         return " ".join(str(error).split())
-    return f"MLflow at {shown(tracking_uri())} does not take a run ({_brief(error)})"
+    return f"MLflow at {shown(tracking_uri())} does not take a run ({brief(error)})"
 
 
 def _continued(client: Any, run_id: str | None) -> str | None:
@@ -429,7 +429,7 @@ def link_version(name: str, version: str, dataset: str, run_ids: Iterable[str | 
             tags |= _with_line(run.data.tags.get(_NOTE, ""), line)
             send(client, run_id, "tags", tags)
         except MlflowException as error:
-            logger.warning("run %s gets no link to %s: %s", run_id, name, _brief(error))
+            logger.warning("run %s gets no link to %s: %s", run_id, name, brief(error))
             continue
         info = run.info
         links.append(f"[{info.run_name}](#/experiments/{info.experiment_id}/runs/{info.run_id})")
@@ -491,7 +491,7 @@ def sync() -> list[str]:
         except MlflowException as error:
             raise TrackingError(
                 f"MLflow must take {spool.folder}: {shown(tracking_uri())} did not "
-                f"({_brief(error)}); mend the store and run `cdcd sync` again"
+                f"({brief(error)}); mend the store and run `cdcd sync` again"
             ) from error
         done.append(run_id)
     return done

@@ -22,6 +22,8 @@ TELEMETRY_OFF = {
 # MLflow's own defaults wait for minutes.
 _HTTP = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
+logger = logging.getLogger(__name__)
+
 LOCKED_SECONDS = 20.0
 """How long a store may be locked by another process, as MLflow itself waits for sqlite."""
 
@@ -94,6 +96,10 @@ def open_client() -> Any:
         # Processes that meet a missing file would all create its tables, and most would crash.
         with (path.parent / ".create.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():  # also where a folder was moved or a disk is not mounted
+                logger.info(
+                    "a new MLflow store begins at %s: no earlier run or model is in it", path
+                )
             client = mlflow.MlflowClient(uri)
             client.search_experiments(max_results=1)
             return client
@@ -102,8 +108,16 @@ def open_client() -> Any:
         reason = " ".join(told.split())[:200]
         raise TrackingError(
             f"MLFLOW_TRACKING_URI must name a store that can be opened: got {shown(uri)} "
-            f"({reason}); start its server, mend the URI or unset it to use data/mlflow"
+            f"({reason}); {_remedy(path, reason)}"
         ) from error
+
+
+def _remedy(path: Path | None, reason: str) -> str:
+    if path is None:
+        return "start its server, mend the URI or unset it to use data/mlflow"
+    if "locked" in reason:
+        return "another process holds it: wait for it or end it"
+    return "mend the file or its rights, bring back a copy, or name another store"
 
 
 def _check_opens(path: Path) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
+from mlflow.exceptions import MlflowException  # noqa: TID251 (what a registry raises)
 from safetensors.torch import load_file, save_file
 
 from cdcd import tracking
@@ -162,6 +166,8 @@ def test_a_model_of_another_version_is_one_line(
     words: str | None,
 ) -> None:
     listed = "".join(f"        {name}: {{path: {name}}}\n" for name in ("model", "codec"))
+    for name in ("model", "codec"):
+        (tmp_path / name).mkdir()
     (tmp_path / "MLmodel").write_text(
         f"flavors:\n  python_function:\n    artifacts:\n{listed}metadata:\n  {about}\n"
     )
@@ -242,6 +248,38 @@ def test_every_dataset_has_a_task_that_can_be_registered() -> None:
 def test_an_unknown_alias_is_one_line(inputs: Path) -> None:
     with pytest.raises(tracking.TrackingError, match="--model must name a registered version"):
         tracking.download_model("models:/nobody@champion")
+
+
+def test_a_version_whose_files_are_gone_is_told_from_one_that_is_not_registered(
+    inputs: Path, shared_store: str, make_params: Callable[..., Params]
+) -> None:
+    made = _register(make_params({"register": {"names": {"aist": "lost"}}}), inputs)
+    assert made["version"] == "1"
+    with contextlib.closing(sqlite3.connect(shared_store.removeprefix("sqlite:///"))) as database:
+        asked = "SELECT storage_location FROM model_versions WHERE name = 'lost'"
+        ((location,),) = database.execute(asked)
+    place = Path(urlsplit(location).path)
+    kept = inputs / "kept"
+    place.rename(kept)
+    for uri in ("models:/lost/1", "models:/lost@candidate"):
+        with pytest.raises(tracking.TrackingError, match="is registered, but they cannot be read"):
+            tracking.download_model(uri)
+    kept.rename(place)
+    (weights,) = place.rglob("codec.safetensors")
+    shutil.rmtree(weights.parent)
+    with pytest.raises(tracking.TrackingError, match=r"lost/1 has lost .*; bring back the"):
+        tracking.download_model("models:/lost/1")
+
+
+def test_a_registry_that_dies_at_work_is_one_line(
+    inputs: Path, make_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise MlflowException("the server is gone")
+
+    monkeypatch.setattr("mlflow.MlflowClient.set_model_version_tag", refuse)
+    with pytest.raises(tracking.TrackingError, match=r"did not take it .the server is gone.; see"):
+        _register(make_params(), inputs)
 
 
 # Pictures

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -581,6 +584,50 @@ def test_what_needs_the_store_is_told_in_one_line(
     ):
         pass
     assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_takes_no_run_is_told_in_one_line_where_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("attempt to write a readonly database\n[SQL: INSERT INTO runs]\n[and more]")
+
+    monkeypatch.setattr("mlflow.MlflowClient.create_run", refuse)
+    with (
+        pytest.raises(tracking.TrackingError, match=r"does not take a run .attempt to") as caught,
+        open_run("register", "toy", needs_store=True),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+    assert "INSERT" not in str(caught.value)
+
+
+def test_a_locked_store_and_a_broken_one_have_other_remedies_than_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    monkeypatch.setattr("cdcd.tracking.store.LOCKED_SECONDS", 0.01)
+    path.write_bytes(b"no database" * 100)
+    with pytest.raises(tracking.TrackingError, match="; mend the file or its rights, bring back"):
+        tracking.ensure_store()
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE a (b)")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(tracking.TrackingError, match="another process holds it: wait for it"):
+            tracking.ensure_store()
+
+
+def test_a_new_store_is_told_because_an_old_one_may_have_been_moved(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, logger="cdcd"):
+        tracking.ensure_store()
+        tracking.ensure_store()
+    assert [r.getMessage().partition(" at ")[0] for r in caplog.records] == [
+        "a new MLflow store begins"
+    ]
 
 
 def test_the_default_store_is_absolute_and_at_the_root(

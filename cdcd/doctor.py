@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import importlib.util
 import os
@@ -11,9 +12,11 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from cdcd import reachable, workspace
 from cdcd.config import ConfigError, Params, load_params
@@ -129,14 +132,35 @@ def _params() -> tuple[Params | None, str]:
         params = load_params()
     except ConfigError as error:
         return None, f"params: {error}"
-    return params, f"params: params.yaml is valid; datasets {', '.join(params.datasets)}"
+    line = f"params: params.yaml is valid; datasets {', '.join(params.datasets)}"
+    return params, "; ".join([line, *_wrong_schedules(params)])
+
+
+def _wrong_schedules(params: Params) -> Iterator[str]:
+    """What `flows.serve` would refuse."""
+    s = params.schedules
+    try:
+        ZoneInfo(s.timezone)
+    except (KeyError, ValueError, OSError):  # unknown, malformed, a folder
+        yield f"schedules.timezone {s.timezone[:40]!r} IS NO IANA NAME such as Europe/Vienna"
+    if importlib.util.find_spec("cronsim") is None:
+        return
+    from cronsim import CronSim, CronSimError
+
+    for name in ("nightly", "evaluate", "refresh_data"):
+        cron = getattr(s, name)
+        try:
+            if cron is not None:
+                CronSim(cron, datetime.now(UTC))
+        except CronSimError:
+            yield f"schedules.{name} IS NO CRON ({cron[:40]!r}); use five fields or null"
 
 
 def _settings() -> str:
     try:
         from_file = load_env()
     except SettingsError as error:
-        return f"settings: {error}"
+        return f"settings: {FILE} CANNOT BE USED, and nothing below knows it: {error}"
     have = [name for name in SETTINGS if os.environ.get(name)]
     told = [f"{name} ({FILE})" if name in from_file else name for name in have]
     unknown = sorted(
@@ -146,7 +170,19 @@ def _settings() -> str:
     )
     parts = [f"set: {', '.join(told)}" if told else f"none set; {FILE}.example lists them"]
     parts += [f"{name} IS UNKNOWN" for name in unknown]
+    parts += [f"{name}: IS {meant} MEANT?" for name, meant in _misspelt(from_file)]
     return f"settings: {'; '.join(parts)}"
+
+
+def _misspelt(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Names in `.env` that resemble a setting which is not set, and that setting.
+
+    MLflow, Prefect and AWS read more than `SETTINGS`: another name alone is no mistake.
+    """
+    unset = [name for name in SETTINGS if not os.environ.get(name)]
+    for name in names:
+        if name not in SETTINGS and not name.startswith("CDCD_"):
+            yield from ((name, meant) for meant in difflib.get_close_matches(name, unset, 1, 0.85))
 
 
 def _reachable(params: Params | None) -> Iterator[str]:

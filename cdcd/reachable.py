@@ -255,9 +255,14 @@ def _sqlite_trouble(error: sqlite3.Error) -> str:
 
 
 def _schema(database: sqlite3.Connection, path: Path) -> _Store:
-    # Taking the right to write tells whether another process holds it; nothing is written.
+    # Taking the right to write tells whether another process holds it, and only a change whether
+    # it can be written; it is taken back.
     database.execute("BEGIN IMMEDIATE")
-    database.execute("ROLLBACK")
+    try:
+        database.execute("CREATE TABLE cdcd_doctor (a)")
+    finally:
+        if database.in_transaction:  # a full disk has ended it already
+            database.execute("ROLLBACK")
     size = f"{path.stat().st_size / 1e6:.1f} MB"
     tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master")}
     if "alembic_version" not in tables:
@@ -275,16 +280,24 @@ def _schema(database: sqlite3.Connection, path: Path) -> _Store:
         return _Store(
             f"HAS AN OLDER SCHEMA ({at}); copy the file, then `mlflow db upgrade sqlite:///{path}`"
         )
-    if not {"registered_models", "registered_model_aliases"} <= tables:
+    if not {"registered_models", "registered_model_aliases", "model_versions"} <= tables:
         return _Store(f"{size}, can be written")
     models: dict[str, str | None] = {
         row[0]: None for row in database.execute("SELECT name FROM registered_models")
     }
     champions = database.execute(
-        "SELECT name, version FROM registered_model_aliases WHERE alias = 'champion'"
+        "SELECT name, version, storage_location FROM registered_model_aliases "
+        "LEFT JOIN model_versions USING (name, version) WHERE alias = 'champion'"
     )
-    models.update((name, str(version)) for name, version in champions)
+    models.update((name, f"{version}{_missing_files(place)}") for name, version, place in champions)
     return _Store(f"{size}, can be written", models)
+
+
+def _missing_files(place: str | None) -> str:
+    """What is to be said of a version whose files are not where the store says."""
+    if not place or not place.startswith("file://") or Path(unquote(urlsplit(place).path)).exists():
+        return ""
+    return f", whose FILES ARE MISSING ({unquote(urlsplit(place).path)}); bring them back"
 
 
 def _migrations() -> tuple[set[str], str]:

@@ -64,10 +64,16 @@ def test_what_is_wrong_is_named(
 ) -> None:
     tree = yaml.safe_load((root / "params.yaml").read_text())
     tree["codec"]["weights"] = "nowhere/vqvae.pth.tar"
+    tree["schedules"] |= {"timezone": "Europe/Wien", "nightly": "0 2 * * *x"}
+    tree["schedules"]["evaluate"] = "99 2 * * *"
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     monkeypatch.chdir(tmp_path)
     text = doctor.report()
     assert "codec.weights: nowhere/vqvae.pth.tar is MISSING" in text
+    flat = " ".join(text.split())
+    assert "schedules.timezone 'Europe/Wien' IS NO IANA NAME" in flat
+    assert "schedules.nightly IS NO CRON ('0 2 * * *x'); use five fields or null" in flat
+    assert "schedules.evaluate IS NO CRON ('99 2 * * *')" in flat
     assert "no pipeline here" in text
     assert "none trained on aist" in text
     (tmp_path / "params.yaml").write_text("train: 3")
@@ -94,12 +100,17 @@ def test_settings_are_named_and_never_shown(
     monkeypatch.setattr(os, "environ", os.environ.copy())
     os.environ["CDCD_WEBHOK_URL"] = "hunter2"
     os.environ["PREFECT_API_AUTH_STRING"] = "hunter2"
-    (tmp_path / ".env").write_text("CDCD_WEBHOOK_URL=http://127.0.0.1:1/hunter2\n")
+    (tmp_path / ".env").write_text(
+        "CDCD_WEBHOOK_URL=http://127.0.0.1:1/hunter2\n"
+        "PREFECT_API_ULR=hunter2\nMLFLOW_TRACKING_TOKEN=hunter2\n"
+    )
     text = doctor.report()
     flat = " ".join(text.split())
     assert "PREFECT_API_AUTH_STRING" in flat
     assert "CDCD_WEBHOOK_URL (.env)" in flat
     assert "CDCD_WEBHOK_URL IS UNKNOWN" in flat
+    assert "PREFECT_API_ULR: IS PREFECT_API_URL MEANT?" in flat
+    assert "MLFLOW_TRACKING_TOKEN" not in flat, "MLflow reads it"
     assert "webhook: 127.0.0.1:1 CANNOT BE REACHED (Connection refused)" in flat
     assert "hunter2" not in text
 
@@ -112,7 +123,7 @@ def test_a_broken_env_file_is_a_line_of_the_screen(
     (tmp_path / ".env").write_text("hunter2\n")
     assert cli.main(["doctor"]) == 0
     captured = capsys.readouterr()
-    assert "settings: " in captured.out
+    assert "CANNOT BE USED, and nothing below knows it: " in " ".join(captured.out.split())
     assert ".env:1: a line must be NAME=value" in " ".join(captured.out.split())
     assert "hunter2" not in captured.out + captured.err
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
+import shutil
 import socket
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -263,6 +266,32 @@ def test_a_store_of_this_mlflow_is_fine(store: Path) -> None:
     assert first.endswith(" MB, can be written")
     assert second == "registry: one@champion is version 7; two HAS NO CHAMPION"
     assert store.read_bytes() == before
+
+
+def test_a_store_that_only_pretends_to_be_writable_is_told(store: Path) -> None:
+    command = ["chattr", "+i", str(store)]
+    if shutil.which("chattr") is None or subprocess.run(command, check=False).returncode:
+        pytest.skip("only root can make a file immutable, and not on every file system")
+    try:
+        (line,) = reachable.tracking()
+    finally:
+        subprocess.run(["chattr", "-i", str(store)], check=True)
+    assert "is READ-ONLY" in line
+
+
+def test_a_champion_whose_files_are_missing_is_told(store: Path, tmp_path: Path) -> None:
+    place = tmp_path / "some files"
+    with contextlib.closing(sqlite3.connect(store)) as database:
+        database.execute(
+            "INSERT INTO model_versions (name, version, storage_location) VALUES ('one', 7, ?)",
+            [place.as_uri()],
+        )
+        database.commit()
+    _, told = reachable.tracking()
+    assert f"one@champion is version 7, whose FILES ARE MISSING ({place}); bring them back" in told
+    place.mkdir()
+    _, told = reachable.tracking()
+    assert told == "registry: one@champion is version 7; two HAS NO CHAMPION"
 
 
 def test_a_store_that_is_not_there_yet_is_not_made(store: Path) -> None:

@@ -8,11 +8,13 @@ the weights are safetensors among the model's artifacts, the code is a copy of `
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
+import os
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -186,7 +188,10 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def _all_pictures(
         self, rows: list[dict[Any, Any]], limits: Limits, folders: NewFolders
     ) -> pd.DataFrame:
-        wishes = [self._wish(row, folders) for row in rows]
+        wishes = []
+        for index, row in enumerate(rows):
+            with _told_by_row(index, len(rows)):
+                wishes.append(self._wish(row, folders))
         limits.check_pictures(sum(wish.num for wish in wishes))
         with self._lock:
             return _table([self._pictures(wish) for wish in wishes])
@@ -200,18 +205,19 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         limits.check_upload(sum(num_bytes(row.get("video_base64")) for row in rows))
         seconds, dances = 0.0, []
         for index, row in enumerate(rows):
-            # Numbers and places first: they cost nothing.
-            options = _options(row, seed=int, guidance=float, truncation=float)
-            _check_seed(options.get("seed", 0))
-            self.generator.sampler(options.get("guidance"), options.get("truncation"))
-            out = _music_place(row, folders)
-            video = _video(row, work / str(index))
-            if out is not None and out.resolve() == video.resolve():
-                raise ValueError("out must differ from video: got one path for both; rename it")
-            found = probe(video)
-            seconds += found.duration_seconds
+            own = work / str(index)
+            with _told_by_row(index, len(rows), own):
+                # Numbers and places first: they cost nothing.
+                options = _options(row, seed=int, guidance=float, truncation=float)
+                _check_seed(options.get("seed", 0))
+                self.generator.sampler(options.get("guidance"), options.get("truncation"))
+                out = _music_place(row, folders)
+                video = _video(row, own)
+                if out is not None and out.resolve() == video.resolve():
+                    raise ValueError("out must differ from video: got one path for both; rename it")
+                seconds += probe(video).duration_seconds
+                dances.append(_Dance(video, out, _format(row), options))
             limits.check_seconds(seconds)
-            dances.append(_Dance(video, out, _format(row), options))
         return dances
 
     def _music(self, dance: _Dance) -> dict[str, Any]:
@@ -300,6 +306,16 @@ def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
         if not all(isinstance(row[name], int | float) for row in rows):
             frame[name] = pd.Series([row[name] for row in rows], dtype=object)
     return frame
+
+
+@contextlib.contextmanager
+def _told_by_row(index: int, num: int, own: Path | None = None) -> Iterator[None]:
+    """Say which of several rows cannot be used, without the folder that its file was put into."""
+    try:
+        yield
+    except ValueError as error:
+        told = str(error) if own is None else str(error).replace(f"{own}{os.sep}", "")
+        raise ValueError(told if num == 1 else f"row {index + 1}: {told}") from error
 
 
 def _check_seed(seed: int) -> None:
@@ -430,7 +446,7 @@ def _options(row: dict[Any, Any], **kinds: type[int] | type[float]) -> dict[str,
 def _number(name: str, cell: Any, kind: type[int] | type[float]) -> float:
     """A cell as a number; a column with gaps turns whole numbers into floats."""
     try:
-        number = kind(cell)
+        number = None if isinstance(cell, bool | np.bool_) else kind(cell)
     except (TypeError, ValueError, OverflowError):
         number = None
     if number is None or (isinstance(cell, float) and number != cell):

@@ -115,7 +115,9 @@ def _in_folder(folder: Path, out: Path, ending: Format) -> list[Clip]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in name.parts)
-        if path.suffix.lower() not in SUFFIXES or is_hidden or not path.is_file():
+        # A link to a file that is gone counts, so that it is told.
+        is_one = path.is_file() or (path.is_symlink() and not path.exists())
+        if path.suffix.lower() not in SUFFIXES or is_hidden or not is_one:
             continue
         is_result = results.is_relative_to(place) and (place / name).is_relative_to(results)
         if not is_result:

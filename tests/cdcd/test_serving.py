@@ -149,6 +149,7 @@ def test_bytes_in_and_bytes_out(model: tuple[ServedModel, Recorder]) -> None:
         ({"video": "a.mp4", "format": "flac"}, "format must be wav or mp4: got 'flac'"),
         ({"video": "a.mp4", "as_base64": "yes"}, "as_base64 must be true or false: got 'yes'"),
         ({"video": "a.mp4", "seed": -1}, r"seed must lie in 0 \.\. 2\*\*63 - 1: got -1; use 0"),
+        ({"video": "a.mp4", "seed": True}, "seed must be a whole number: got True"),
         ({"video": "a.mp4", "seed": 1.5}, r"seed must be a whole number: got 1\.5"),
         ({"video": "a.mp4", "guidance": -1.0}, "guidance must be a number of at least 0"),
         ({"video_base64": "%%"}, "video_base64 must be the base64 of a file's bytes: got '%%'; "),
@@ -167,6 +168,7 @@ def test_a_bad_dance_is_one_line_before_anything_is_generated(
     with pytest.raises(ValueError, match=words) as caught:
         served.predict(None, pd.DataFrame([*good, row]))
     assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("row 2: " if good else "the input ")
     assert recorder.calls == []
 
 

@@ -336,6 +336,15 @@ def test_a_missing_video_is_skipped_and_its_old_music_stays_known(
     assert _fill(generator, path, out).num_written == 1
 
 
+def test_a_link_to_nowhere_is_skipped_with_its_reason(
+    generator: MusicGenerator, own: Path, tmp_path: Path
+) -> None:
+    (own / "z.mp4").symlink_to(own / "nowhere.mp4")
+    name, reason = _fill(generator, own, tmp_path / "out").skipped[-1]
+    assert name == "z.mp4"
+    assert "must be a file: there is none" in reason
+
+
 def test_a_video_is_never_its_own_result(generator: MusicGenerator, own: Path) -> None:
     (own / "list.csv").write_text("video\na.mp4\n")
     before = (own / "a.mp4").read_bytes()

@@ -16,7 +16,7 @@ os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "cdcd,flows")
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Failed
 
 from cdcd.config import ConfigError, Dataset, Params, load_params
 from flows.artifacts import show_results, show_stages
@@ -41,11 +41,15 @@ def _crashed(flow: Any, run: Any, state: Any) -> None:
     notify(message(flow.name, None, state.message or "the run's process ended", []))
 
 
-def _failed(name: str, error: Exception) -> None:
+def _failed(name: str, error: Exception) -> Any:
+    """Tell the webhook; the state of the run where the error is one line, else the error again."""
     stage, lines = None, []
     if isinstance(error, StageFailedError):
         stage, lines = error.stage, error.lines
     notify(message(name, stage, one_line(error), lines))
+    if isinstance(error, ValueError | OSError) and os.environ.get("CDCD_DEBUG") != "1":
+        return Failed(message=one_line(error))
+    raise error
 
 
 def _chosen(params: Params, datasets: Iterable[str] | None) -> list[str]:
@@ -91,8 +95,7 @@ def nightly(datasets: list[Dataset] | None = None, changes: dict[str, Any] | Non
     except BusyError as error:
         return _later(error)
     except Exception as error:
-        _failed("nightly", error)
-        raise
+        return _failed("nightly", error)
     show_stages(done, get_run_logger().info)
     show_results(chosen)
     return None
@@ -124,8 +127,7 @@ def evaluate(datasets: list[Dataset] | None = None, seeds: list[int] | None = No
     except BusyError as error:
         return _later(error)
     except Exception as error:
-        _failed("evaluate", error)
-        raise
+        return _failed("evaluate", error)
     create_markdown_artifact("\n".join(lines), key="cdcd-champions", description="Scored again")
     return None
 
@@ -151,7 +153,6 @@ def refresh_data(datasets: list[Dataset] | None = None) -> Any:
     except BusyError as error:
         return _later(error)
     except Exception as error:
-        _failed("refresh-data", error)
-        raise
+        return _failed("refresh-data", error)
     show_stages(done, get_run_logger().info)
     return None

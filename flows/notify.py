@@ -55,9 +55,19 @@ def notify(content: dict[str, Any]) -> bool:
     except SettingsError as error:
         logger.warning("no message was sent: %s", error)
     except (OSError, ValueError, urllib.error.URLError) as error:
-        # The address may hold a secret, and some errors quote it.
         logger.warning(
-            "the webhook did not take the message (%s); check CDCD_WEBHOOK_URL",
-            type(error).__name__,
+            "the webhook did not take the message (%s); check CDCD_WEBHOOK_URL", _reason(error)
         )
     return False
+
+
+def _reason(error: Exception) -> str:
+    """Why, without the address: it may hold a secret, and some errors quote it."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"status {error.code}"
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, TimeoutError):
+        return f"no answer within {TIMEOUT_SECONDS:.0f} s"
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return type(cause).__name__

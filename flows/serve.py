@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cdcd.config import ConfigError, Params, load_params
+from cdcd.settings import shown
 from flows.notify import message, notify
 from flows.pipeline import LOCK, BusyError, held, only_one
-from flows.stage import guarded, prefect_url, write
+from flows.stage import guarded, why_silent, write
 
 NAME = "cdcd"
 """Of the deployments: `nightly/cdcd` and so on."""
@@ -85,13 +86,15 @@ def deployments(params: Params) -> list[Any]:
     return made
 
 
-def _answers(seconds: float) -> bool:
+def _wait_for(url: str, seconds: float) -> None:
     until = time.monotonic() + seconds
-    while prefect_url() is None:
+    while (reason := why_silent(url)) is not None:
         if time.monotonic() > until:
-            return False
+            raise ConfigError(
+                f"PREFECT_API_URL must name a server that answers: got {shown(url)} ({reason}); "
+                "start it with `prefect server start`"
+            )
         time.sleep(1)
-    return True
 
 
 def begin_again(retries: int) -> list[str]:
@@ -174,17 +177,14 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.parse_args(None if arguments is None else list(arguments))
 
     def call() -> None:
-        if not os.environ.get("PREFECT_API_URL"):
+        url = os.environ.get("PREFECT_API_URL")
+        if not url:
             raise ConfigError(
                 "PREFECT_API_URL must name a Prefect server: it is not set; start one with "
                 "`prefect server start` and put PREFECT_API_URL=http://127.0.0.1:4200/api into "
                 ".env"
             )
-        if not _answers(START_SECONDS):
-            raise ConfigError(
-                f"PREFECT_API_URL must name a server that answers: got "
-                f"{os.environ['PREFECT_API_URL']}; start it with `prefect server start`"
-            )
+        _wait_for(url, START_SECONDS)
         params = load_params()
         made = deployments(params)
         try:

@@ -137,17 +137,25 @@ def prefect_url() -> str | None:
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         return None
+    reason = why_silent(url)
+    if reason is None:
+        return url
+    logger.warning(
+        "PREFECT_API_URL %s does not answer (%s); running without it", shown(url), reason
+    )
+    return None
+
+
+def why_silent(url: str) -> str | None:
+    """Why Prefect's API at an address does not answer, or None where it does."""
     try:
         for path in ("health", "admin/version"):  # only the second one wants the login, if any
             asked = urllib.request.Request(f"{url.rstrip('/')}/{path}", headers=prefect_login())
             with urllib.request.urlopen(asked, timeout=SERVER_ANSWER_SECONDS):
                 pass
-        return url
     except (OSError, ValueError, urllib.error.URLError) as error:
-        logger.warning(
-            "PREFECT_API_URL %s does not answer (%s); running without it", shown(url), error
-        )
-        return None
+        return str(error)
+    return None
 
 
 def _as_flow(name: str, call: Callable[[], Mapping[str, Any]], run_name: str) -> Mapping[str, Any]:

@@ -60,9 +60,21 @@ def test_stage_reason_and_log_tail_arrive(hook: Hook) -> None:
     assert taken["log_tail"] == [str(n) for n in range(60, 100)]
 
 
-@pytest.mark.parametrize("trouble", ["slow", "refused", "nobody", "wrong"])
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        ("slow", "no answer within"),
+        ("refused", "(status 500)"),
+        ("nobody", "(Connection refused)"),
+        ("wrong", "must begin with http"),
+    ],
+)
 def test_a_webhook_in_trouble_costs_one_line(
-    hook: Hook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
+    hook: Hook,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    trouble: str,
+    reason: str,
 ) -> None:
     monkeypatch.setattr(notify, "TIMEOUT_SECONDS", 0.3)
     match trouble:
@@ -78,6 +90,7 @@ def test_a_webhook_in_trouble_costs_one_line(
         assert not notify.notify(MESSAGE)
     (record,) = caplog.records
     assert "CDCD_WEBHOOK_URL" in record.getMessage()
+    assert reason in record.getMessage()
     assert "secret" not in record.getMessage()
 
 

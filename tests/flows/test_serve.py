@@ -37,8 +37,8 @@ def test_params_decide_what_runs_when(make_params: Callable[..., Params]) -> Non
     ("url", "told"),
     [
         (None, "serve: PREFECT_API_URL must name a Prefect server: it is not set"),
-        ("http://127.0.0.1:9/api", "got http://127.0.0.1:9/api; start it with"),
-        ("htp:/typo", "got htp:/typo; start it with"),
+        ("http://127.0.0.1:9/api", "got http://127.0.0.1:9/api (<urlopen error"),
+        ("htp:/typo", "got htp:/typo (<urlopen error unknown url type: htp>); start it with"),
     ],
 )
 def test_without_a_server_it_says_so_in_one_line(
@@ -51,4 +51,5 @@ def test_without_a_server_it_says_so_in_one_line(
     if url:
         monkeypatch.setenv("PREFECT_API_URL", url)
     assert serve.main([]) == 1
-    assert told in capsys.readouterr().err.splitlines()[-1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line

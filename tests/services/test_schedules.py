@@ -313,6 +313,7 @@ def test_a_failed_stage_is_tried_again(workspace: Workspace) -> None:
         lambda: [r for r in workspace.runs() if r["state_type"] == "FAILED"], "it", 60
     )
     assert "train.no_such" in failed[0]["state"]["message"]
+    assert "Traceback" not in workspace.logs()
     assert (folder / "params.yaml").read_bytes() == before
 
     assert workspace.ask_for("nightly/cdcd").returncode == 0

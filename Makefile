@@ -60,6 +60,8 @@ lint: $(VENV)/.test-stamp
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 ui: $(VENV)/.run-stamp
+	@$(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT))).close()' 2>/dev/null \
+	|| { echo "make ui needs a free port: $(PORT) is none; end what listens there, or set PORT=" >&2; exit 1; }
 	@uri=$$($(BIN)/python -c 'from cdcd.tracking import ensure_store; print(ensure_store())') && \
 	echo "MLflow UI: http://127.0.0.1:$(PORT) (choose \"Model training\"); Ctrl-C stops it" && \
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri "$$uri" \

@@ -167,7 +167,8 @@ def make_params(params_tree: dict[str, Any]) -> Callable[..., Params]:
     return make
 
 
-@pytest.fixture(scope="session")
+# Its last page would stay at work through the tests of other files.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium; the test is skipped where none is installed."""
     if not is_installed():

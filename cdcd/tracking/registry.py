@@ -211,7 +211,17 @@ def set_version_tags(version: ModelVersion, tags: Mapping[str, str]) -> None:
 @_in_one_line()
 def set_alias(name: str, alias: str, version: str) -> None:
     """Point an alias at a version; it leaves the one it pointed at."""
-    open_client().set_registered_model_alias(name, alias, version)
+    client = open_client()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        # MLflow looks for the alias and then inserts it; of two that found none, one fails. Now
+        # there is one to change.
+        if "IntegrityError" not in str(error):
+            raise
+        client.set_registered_model_alias(name, alias, version)
 
 
 def run_settings(run_id: str | None) -> dict[str, str]:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
+from mlflow import MlflowClient  # noqa: TID251
 from mlflow.exceptions import MlflowException  # noqa: TID251 (what a registry raises)
 from safetensors.torch import load_file, save_file
 
@@ -280,6 +281,28 @@ def test_a_registry_that_dies_at_work_is_one_line(
     monkeypatch.setattr("mlflow.MlflowClient.set_model_version_tag", refuse)
     with pytest.raises(tracking.TrackingError, match=r"did not take it .the server is gone.; see"):
         _register(make_params(), inputs)
+
+
+def test_an_alias_that_another_process_made_meanwhile_is_moved(
+    inputs: Path, make_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _register(make_params({"register": {"names": {"aist": "raced"}}}), inputs)
+    really = MlflowClient.set_registered_model_alias
+    told = ["(sqlite3.IntegrityError) UNIQUE constraint failed", "the server is gone"]
+
+    def fail_first(*arguments: Any) -> None:
+        if told:
+            raise MlflowException(told.pop(0))
+        really(*arguments)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", fail_first)
+    with pytest.raises(tracking.TrackingError, match="the server is gone"):
+        tracking.set_alias("raced", "mine", "1")
+    told.append("(sqlite3.IntegrityError) UNIQUE constraint failed")
+    tracking.set_alias("raced", "mine", "1")
+    found = tracking.version_by_alias("raced", "mine")
+    assert found is not None
+    assert found.version == "1"
 
 
 # Pictures

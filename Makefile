@@ -20,6 +20,8 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
+# Images of containers often set it; each of hundreds of processes would then compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make run    environment, data, codec, denoiser, music, scores, registered model"

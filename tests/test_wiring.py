@@ -254,3 +254,17 @@ def test_dvc_shows_the_pictures_of_all_datasets(tmp_path: Path) -> None:
     for picture in pictures:
         assert picture in page
         assert f"static/workspace_{picture.replace('/', '_')}" in page
+
+
+def test_make_hands_down_nothing_that_misleads_python_or_makes_it_compile_again(root: Path) -> None:
+    names = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+    done = subprocess.run(
+        ["make", "-s", "--eval", "show: ; @env", "show"],
+        cwd=root,
+        env=os.environ | dict.fromkeys(names, "1"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "DVC_NO_ANALYTICS=1" in done.stdout
+    assert not [name for name in names if f"\n{name}=" in f"\n{done.stdout}"]

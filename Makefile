@@ -67,7 +67,7 @@ ui: $(VENV)/.run-stamp
 	@uri=$$($(BIN)/python -c 'from cdcd.tracking import ensure_store; print(ensure_store())') && \
 	echo "MLflow UI: http://127.0.0.1:$(PORT) (choose \"Model training\"); Ctrl-C stops it" && \
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri "$$uri" \
-	--host 127.0.0.1 --port $(PORT)
+	--host 127.0.0.1 --port $(PORT) --workers 1
 
 clean:
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

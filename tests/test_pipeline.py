@@ -336,7 +336,7 @@ def mlflow_ui(clone: Clone) -> Iterator[str]:
     store = f"sqlite:///{clone.folder / 'data' / 'mlflow' / 'mlflow.db'}"
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store]
     with subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", port],
+        [*command, "--host", "127.0.0.1", "--port", port, "--workers", "1"],
         cwd=clone.folder,
         env=clone.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL,
